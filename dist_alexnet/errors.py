@@ -1,0 +1,42 @@
+"""The trainer's members of the family of errors (shards/errors.py has the base).
+
+DistAlexnetError
+├── InputError
+│   ├── ConfigError       a setting is unknown, out of range, or does not go with another
+│   ├── LayoutError       the world, the layout and the network do not fit together
+│   ├── RunFolderError    the run folder holds something else than this run
+│   └── CheckpointError   what was asked to be loaded is not a whole checkpoint
+├── BadSamplesError       more pictures failed to decode than `data.bad_samples.max_fraction` allows
+├── DivergedError         the loss is no longer finite
+└── EvaluationError       a validation image was not counted exactly once: the figure is refused
+"""
+
+from shards.errors import DistAlexnetError, InputError
+
+
+class ConfigError(InputError):
+    """A setting is unknown, out of range, or does not go with another."""
+
+
+class LayoutError(InputError):
+    """The world, the layout and the network do not fit together."""
+
+
+class RunFolderError(InputError):
+    """The run folder holds something else than this run."""
+
+
+class CheckpointError(InputError):
+    """What was asked to be loaded is not a whole checkpoint."""
+
+
+class BadSamplesError(DistAlexnetError):
+    """More pictures failed to decode than `data.bad_samples.max_fraction` allows."""
+
+
+class DivergedError(DistAlexnetError):
+    """The loss is no longer finite."""
+
+
+class EvaluationError(DistAlexnetError):
+    """A validation image was not counted exactly once: the figure is refused."""
