@@ -1,0 +1,35 @@
+"""`dist-alexnet`, the same as `python -m dist_alexnet`."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from dist_alexnet.cli import app
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 0 done, 2 wrong input, 1 anything else."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code; what went wrong is on stderr. Lets SystemExit pass."""
+    try:
+        # not standalone: a wrong command line is told like every other mistake, in one line and by one rank
+        return int(app(args=list(args) or ["--help"], standalone_mode=False) or 0)
+    except typer.Abort:  # Ctrl-C
+        return 130
+    except Exception as error:
+        from dist_alexnet.crash import exit_code_of, say_error
+
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            return exit_code_of(error)
+        command = getattr(getattr(error, "ctx", None), "command_path", "dist-alexnet")
+        say_error(f"{usage()} (see `{command} --help`)", only_rank_0=True)
+        return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The story of an evaluation: every image of the validation set once, on any number of ranks, or no figure at all."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_alexnet.checkpoint.store import Found, load, resolve, verified
+from dist_alexnet.config import Config, config_from
+from dist_alexnet.data.loader import Share, evaluation_batches
+from dist_alexnet.engine import Fragment
+from dist_alexnet.environment import read_world
+from dist_alexnet.errors import CheckpointError, EvaluationError
+from dist_alexnet.job import check_classes, network_of
+from dist_alexnet.network.build import ColumnNetwork
+from dist_alexnet.network.spec import Spec, spec_from
+from dist_alexnet.parallel.layout import Layout
+from dist_alexnet.parallel.mesh import Mesh, make_mesh
+from dist_alexnet.parallel.start import distributed
+from dist_alexnet.track.meter import batch_sums
+from shards.index import ShardIndex, key_digest, read_index
+
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over a whole set. A picture that does not decode counts as wrong, and not in the loss."""
+
+    loss: float  # mean over decoded images, natural logarithm
+    top1: float  # part of all images
+    top5: float
+    images: int
+    bad_images: int
+    keys_digest: str  # hex; the sum of the keys' digests, equal to the index's
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_checkpoint(checkpoint: Path, shards: str) -> Evaluation:
+    """Evaluate the weights of a checkpoint (a step folder, or a run folder) on a set of shards, over all ranks."""
+    world = read_world()
+    folder, index = resolve(checkpoint), read_index(shards)
+    with distributed(world) as device:
+        found = verified(folder)
+        config, spec = _declared(found)
+        check_classes(index, config.network.num_classes)
+        network = network_of(config, spec)
+        mesh = make_mesh(Layout(data=world.world_size), device.type)
+        # Drawn from seed 0, and each element overwritten below.
+        module = ColumnNetwork(network, mesh, 0, compute_dtype_of(config, device)).to(device).eval()
+        parts = [
+            Fragment(one.name, "weight", module.parameter_of(one).data.view(-1), 0, one.elements)
+            for one in network.tensors
+        ]
+        load(found, parts)
+        return evaluate(module, index, config, mesh, device)
+
+
+def _declared(found: Found) -> tuple[Config, Spec]:
+    """What a checkpoint says of itself. Raises CheckpointError or ConfigError."""
+    state = found.commit.state
+    if "config" not in state or "network" not in state:
+        raise CheckpointError(
+            f"checkpoint {found.folder} does not say of which network it is: another version wrote it"
+        )
+    return config_from(state["config"], str(found.folder)), spec_from(state["network"], str(found.folder))
+
+
+@torch.no_grad()
+def evaluate(forward: Forward, index: ShardIndex, config: Config, mesh: Mesh, device: torch.device) -> Evaluation:
+    """Loss, top-1 and top-5 of `forward` (in evaluation mode) over the whole index; all ranks get the same figures.
+
+    Raises EvaluationError on every rank unless each image was counted exactly once: by count, and by an order-free
+    digest of the keys against the index.
+    """
+    place, layout = mesh.place, mesh.layout
+    share = Share(place.data_rank, layout.data, place.replica, layout.replicas)
+    mean = torch.tensor(config.data.mean, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, decoded: of the model group
+    seen = torch.zeros(2, dtype=torch.int64)  # images and the sum of their keys' digests: of this replica
+    for batch in evaluation_batches(index, config, share, pin_memory=device.type == "cuda"):
+        here = batch.to(device)
+        loss_B, ahead_B, weight_B = forward(here.inputs(mean), here.label_b, here.weight_b, here.position_b)
+        sums += batch_sums(loss_B, ahead_B, weight_B)
+        seen += torch.tensor([len(batch.keys), _signed(sum(map(key_digest, batch.keys)))])
+    if place.model_rank > 0:
+        sums.zero_()  # every rank of a model group has the same sums
+    if place.column > 0:
+        seen.zero_()  # columns of a replica saw the same images
+    dist.all_reduce(sums)
+    dist.all_reduce(seen)
+    loss, top1, top5, decoded = sums.tolist()
+    images, digest = int(seen[0]), int(seen[1]) % 2**64
+    if images != len(index) or digest != index.keys_digest:
+        raise EvaluationError(
+            f"{images} images with key digest {digest:016x} were counted, expected {len(index)} with "
+            f"{index.keys_digest:016x}: no figure is given; check the set with `dist-alexnet shards index`"
+        )
+    return Evaluation(
+        loss=loss / max(1.0, decoded),
+        top1=top1 / images,
+        top5=top5 / images,
+        images=images,
+        bad_images=images - round(decoded),
+        keys_digest=f"{digest:016x}",
+    )
+
+
+def _signed(word: int) -> int:
+    """A sum modulo 2**64 as the int64 with its bits: sums of int64 wrap around, so they stay sums modulo 2**64."""
+    word %= 2**64
+    return word - 2**64 if word >= 2**63 else word
+
+
+def compute_dtype_of(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of convolutions and products: None where they stay as the weights are."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if config.precision == "bf16" else None

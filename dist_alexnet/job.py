@@ -1,0 +1,120 @@
+"""What a config means on a world: sizes, data and network fitted together before any process group is made."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dist_alexnet.config import Batches, Config, batches_on
+from dist_alexnet.data.decode import decoder_identity
+from dist_alexnet.deepspeed_json import deepspeed_json
+from dist_alexnet.environment import read_world
+from dist_alexnet.errors import ConfigError
+from dist_alexnet.network.build import check_layout
+from dist_alexnet.network.spec import Network, Spec, load_spec, network_for
+from dist_alexnet.parallel.layout import Layout
+from shards.index import ShardIndex, read_index
+
+EPOCHS_OF_2012 = 90.0  # paper, section 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A config, its data and its network on a layout."""
+
+    config: Config
+    spec: Spec
+    network: Network
+    layout: Layout
+    batches: Batches
+    train: ShardIndex
+    val: ShardIndex | None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run: floor(epochs * N / B)."""
+        if self.config.run.steps is not None:
+            return self.config.run.steps
+        epochs = EPOCHS_OF_2012 if self.config.run.epochs is None else self.config.run.epochs
+        return int(epochs * len(self.train) / self.config.data.batch_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run and no other, as plain values: any layout may continue it, nothing else may."""
+        config = self.config.model_dump(mode="json")
+        data = config["data"]
+        return {
+            "data.augment": data["augment"],
+            "data.batch_size": data["batch_size"],
+            "data.digest": self.train.digest,
+            "data.image_size": data["image_size"],
+            "data.lanes": self.config.data.lane_count,
+            "data.mean": data["mean"],
+            "data.resize": data["resize"],
+            "data.window_shards": data["window_shards"],
+            "decoder": decoder_identity(),
+            "network": config["network"],
+            "network's layers": self.network.as_dict(),
+            "optimizer": config["optimizer"],
+            "run.seed": config["run"]["seed"],
+            "schedule": config["schedule"],
+        }
+
+
+def make_job(config: Config, world_size: int) -> Job:
+    """Read the indexes and fit network, layout and batch to `world_size` ranks. Raises InputErrors; starts nothing."""
+    if config.data.train is None:
+        raise ConfigError("data.train is not set, expected the URL of an index such as data/digits/train.index.json")
+    batches = batches_on(config, world_size)
+    layout = Layout(batches.data_ranks, config.parallel.replicas, config.parallel.columns)
+    spec = load_spec(config.network.name)
+    network = network_of(config, spec)
+    check_layout(network, layout)
+    train = read_index(config.data.train).without(config.data.exclude)
+    val = read_index(config.data.val) if config.data.val else None
+    for index in (train, val):
+        if index is not None:
+            check_classes(index, config.network.num_classes)
+    if len(train) < config.data.batch_size:
+        raise ConfigError(
+            f"the training set has {len(train)} images, expected at least data.batch_size ({config.data.batch_size})"
+        )
+    return Job(config, spec, network, layout, batches, train, val)
+
+
+def network_of(config: Config, spec: Spec) -> Network:
+    """The spec at the sizes that the config asks for."""
+    return network_for(
+        spec,
+        num_classes=config.network.num_classes,
+        width=config.network.width,
+        image_size=config.data.image_size,
+        dropout=config.network.dropout,
+    )
+
+
+def check_classes(index: ShardIndex, num_classes: int) -> None:
+    """Raise ConfigError if the set has labels that the network has no unit for."""
+    if index.num_classes > num_classes:
+        raise ConfigError(
+            f"the {index.split} shards in {index.folder} have {index.num_classes} classes, network.num_classes is "
+            f"{num_classes}: set it to at least {index.num_classes}"
+        )
+
+
+def describe(config: Config) -> str:
+    """What `train` would do on this world, checked against the data: for --dry-run."""
+    job = make_job(config, read_world().world_size)
+    layout, batches = job.layout, job.batches
+    val = f"{len(job.val)} images" if job.val is not None else "none"
+    lines = [
+        f"run        {config.run_folder}: {job.total_steps} steps of {config.data.batch_size} images",
+        f"train      {len(job.train)} images in {len(job.train.shards)} shards, {job.train.num_classes} classes",
+        f"val        {val}",
+        f"network    {config.network.name}: {job.network.parameters:,} parameters",
+        f"layout     {layout.data} data x {layout.replicas} replicas x {layout.columns} columns, ZeRO stage "
+        f"{config.parallel.zero_stage}",
+        f"batch      {batches.accumulation} x {batches.micro_batch} images a model group, "
+        f"{config.data.lane_count} lanes",
+        f"deepspeed  {json.dumps(deepspeed_json(config, layout.world_size))}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""A run's folder: whose it is, which start of it this is, and how it ended.
+
+identity.json          what makes it this run and no other; written by the first start, compared by all others
+config.yaml            the resolved config of the newest start
+generations/g0002.yaml one file a start, created exclusively: that start's number and its resolved config
+attempts.jsonl         a line a start and a line an end
+outcome.json           how the newest start ended, for whoever launched it
+"""
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from dist_alexnet.checkpoint.flat import write_durably
+from dist_alexnet.config import Config, to_yaml
+from dist_alexnet.errors import RunFolderError
+from dist_alexnet.track.jsonl import JsonLines
+
+_OF_A_RUN = ("config.yaml", "metrics.jsonl", "generations", "checkpoints")
+
+
+def claim(config: Config, identity: dict[str, Any], resume: str) -> None:
+    """Make the run folder, or check that it is this run's (rank 0). Raises RunFolderError; overwrites nothing."""
+    folder = config.run_folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = folder / "identity.json"
+        if known.exists():
+            if resume == "never":
+                raise RunFolderError(
+                    f"run folder {folder} holds a run already and --resume is never: choose another run.name, "
+                    "or --resume auto"
+                )
+            found = json.loads(known.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("identity.json is not what a run wrote")
+            check_identity(found, identity, f"run folder {folder}")
+        elif any((folder / name).exists() for name in _OF_A_RUN):
+            raise RunFolderError(f"{folder} holds files of something that is not this run: choose another run.name")
+        else:
+            write_durably(known, json.dumps(identity, indent=1, sort_keys=True).encode())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"run folder {folder} cannot be used: {error}") from error
+
+
+def check_identity(known: dict[str, Any], identity: dict[str, Any], where: str) -> None:
+    """Raise RunFolderError naming the first key in which two runs differ."""
+    for key in sorted(known.keys() | identity.keys()):
+        if known.get(key) != identity.get(key):
+            raise RunFolderError(
+                f"{where} is of a run with {key} = {json.dumps(known.get(key))}, this config has "
+                f"{json.dumps(identity.get(key))}: choose another run.name, or set it back"
+            )
+
+
+def take_generation(config: Config) -> int:
+    """The number of this start (rank 0): exclusive creation of its file decides between starts that race."""
+    folder = config.run_folder / "generations"
+    folder.mkdir(exist_ok=True)
+    number = 1 + max((int(path.stem[1:]) for path in folder.glob("g*.yaml") if path.stem[1:].isdecimal()), default=0)
+    while True:
+        try:
+            with (folder / f"g{number:04d}.yaml").open("x") as file:
+                file.write(to_yaml(config))
+            break
+        except FileExistsError:
+            number += 1
+    write_durably(config.run_folder / "config.yaml", to_yaml(config).encode())
+    return number
+
+
+class Attempt:
+    """One start in attempts.jsonl, and its end in outcome.json (rank 0)."""
+
+    def __init__(self, folder: Path, generation: int, step: int, layout: dict[str, int], hosts: list[str]) -> None:
+        self._folder, self._generation = folder, generation
+        self._lines = JsonLines(folder / "attempts.jsonl", generation)
+        self._lines.append({"event": "start", "step": step, "time_s": time.time(), "layout": layout, "hosts": hosts})
+
+    def end(self, cause: str, code: int, step: int) -> None:
+        """Say why it ended, with which exit code, after how many steps."""
+        self._lines.append({"event": "end", "step": step, "time_s": time.time(), "cause": cause, "code": code})
+        self._lines.close()
+        write_outcome(self._folder, self._generation, cause, code)
+
+
+def write_outcome(folder: Path, generation: int | None, cause: str, code: int) -> None:
+    """How a start ended, in one file that appears whole: launchers hide exit codes."""
+    record = {"generation": generation, "cause": cause, "code": code}
+    write_durably(folder / "outcome.json", json.dumps(record).encode())
+
+
+def host_name() -> str:
+    return platform.node()

@@ -1,0 +1,100 @@
+"""Files of one JSON object a line that only ever grow, and how to read them after restarts.
+
+Every line carries the generation of the start that wrote it. A resumed run writes some steps a second time; nothing
+is cut out of the file, readers drop the lines that a later start superseded.
+
+Numbers that JSON has no word for are written as the strings "nan", "inf" and "-inf" (values of the record itself,
+not of lists inside it) and come back as floats.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class JsonLines:
+    """A writer: each append is in the hands of the operating system when it returns."""
+
+    def __init__(self, path: Path, generation: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._generation = generation
+        # close a line that a killed process left half written, so that ours does not continue it
+        self._prefix = b"" if _ends_whole(path) else b"\n"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line, {"generation": g, **record}. Raises OSError where the disk does."""
+        values = {key: _encoded(value) for key, value in record.items() if key != "generation"}
+        line = json.dumps({"generation": self._generation, **values}, allow_nan=False)
+        rest = memoryview(self._prefix + line.encode() + b"\n")
+        while rest:  # once, unless the disk is full or a signal came
+            rest = rest[os.write(self._descriptor, rest) :]
+        self._prefix = b""
+
+    def close(self) -> None:
+        """Give the file back; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, in the order written; none where there is no file.
+
+    A line that is not whole is what a killed process left, at the end or where the next start closed it: it is skipped.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append({key: _decoded(value) for key, value in record.items()})
+    return records
+
+
+def starts(attempts: Path) -> dict[int, int]:
+    """generation -> the step at which that start took the run up, from the run's attempts.jsonl."""
+    return {record["generation"]: record["step"] for record in read_lines(attempts) if record.get("event") == "start"}
+
+
+def live_lines(path: Path, started: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The records that count. `started` is what starts() gave.
+
+    A record of generation g at step s is superseded when a later generation started at a step before s: the later
+    one did step s again. Records without a step always count.
+    """
+    return [record for record in read_lines(path) if not _superseded(record, started)]
+
+
+def _superseded(record: Mapping[str, Any], started: Mapping[int, int]) -> bool:
+    generation, step = record.get("generation"), record.get("step")
+    if not isinstance(generation, int) or not isinstance(step, int):
+        return False
+    return any(later > generation and resumed < step for later, resumed in started.items())
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _ends_whole(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

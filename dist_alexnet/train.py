@@ -1,0 +1,302 @@
+"""The story of a run, top to bottom: set up, take up where it stood, step by step, log, evaluate, save."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dist_alexnet.checkpoint import store
+from dist_alexnet.config import Config
+from dist_alexnet.crash import say_error
+from dist_alexnet.data.batch import Batch, Fault
+from dist_alexnet.data.loader import Share, training_batches
+from dist_alexnet.engine import Engine, LearnedTensor
+from dist_alexnet.environment import prepare_determinism, read_world
+from dist_alexnet.errors import BadSamplesError, DivergedError
+from dist_alexnet.evaluate import compute_dtype_of, evaluate
+from dist_alexnet.job import Job, make_job
+from dist_alexnet.network.build import ColumnNetwork
+from dist_alexnet.network.spec import Weighted
+from dist_alexnet.optim.schedules import rate_at
+from dist_alexnet.parallel.agree import on_every_rank, on_first_rank
+from dist_alexnet.parallel.mesh import make_mesh
+from dist_alexnet.parallel.start import distributed
+from dist_alexnet.run_folder import Attempt, check_identity, claim, host_name, take_generation, write_outcome
+from dist_alexnet.track.console import open_console
+from dist_alexnet.track.jsonl import JsonLines
+from dist_alexnet.track.meter import Meter, batch_sums
+from dist_alexnet.track.tracker import Tracker
+from dist_alexnet.track.wandb_run import WandbRun, start_wandb
+from shards.errors import InputError
+from shards.index import ShardIndex
+
+
+def train(config: Config, resume: str = "auto") -> None:
+    """Train as the config says, from where the run stands. resume: auto, never, or the path of a checkpoint.
+
+    Raises the errors of dist_alexnet/errors.py. Under torchrun, which hides exit codes and starts again after any
+    failure, a user's error goes to stderr and to outcome.json, and the process exits 0.
+    """
+    world = read_world()
+    try:
+        job = make_job(config, world.world_size)
+        with distributed(world) as device:
+            _Run(job, device, resume).story()
+    except InputError as error:
+        if world.launcher != "torchrun":
+            raise
+        say_error(str(error), only_rank_0=True)
+        if world.rank == 0 and config.run_folder.is_dir():
+            write_outcome(config.run_folder, None, str(error), error.exit_code)
+        raise SystemExit(0) from error
+
+
+class _Run:
+    """One start of a run, on one rank."""
+
+    def __init__(self, job: Job, device: torch.device, resume: str) -> None:
+        self.job, self.config, self.device, self.resume = job, job.config, device, resume
+        self.folder: Path = job.config.run_folder
+        self.faults: list[tuple[int, Fault]] = []  # (step, fault) not yet in the ledger
+        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
+
+    def story(self) -> None:
+        """From claiming the folder to the last checkpoint."""
+        on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
+        if self.config.run.deterministic:
+            _be_deterministic()
+        self.mesh = make_mesh(self.job.layout, self.device.type)
+        self.engine = self._engine()
+        self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
+        first = self._take_up()
+        self.generation = on_first_rank(lambda: take_generation(self.config))
+        self.attempt = self._start_attempt(first)
+        step = first
+        try:
+            self.tracker = self._tracker(first)
+            for step in self._steps(first):  # noqa: B007 - read below
+                pass
+        except BaseException as error:
+            self._end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), step)
+            raise
+        self._end("done", 0, step)
+
+    # ---- set up -----------------------------------------------------------------------------------------------------
+
+    def _engine(self) -> Engine:
+        job, config = self.job, self.config
+        dtype = compute_dtype_of(config, self.device)
+        module = ColumnNetwork(job.network, self.mesh, config.run.seed, dtype).to(self.device)
+        learned = []
+        for step in job.network.steps:
+            if isinstance(step.layer, Weighted) and step.weight and step.bias:
+                for tensor, multipliers in ((step.weight, step.layer.weight), (step.bias, step.layer.bias)):
+                    parameter = module.parameter_of(tensor)
+                    learned.append(LearnedTensor(tensor, parameter, multipliers.lr, multipliers.decay))
+        return Engine(module, learned, config, self.mesh)
+
+    def _take_up(self) -> int:
+        """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
+        self.receipt: list[str] = []
+        if self.resume == "never":
+            return 0
+        if self.resume == "auto":
+            found, self.receipt = store.newest_good(self.folder)
+            if found is None:
+                return 0
+        else:
+            found = store.verified(on_first_rank(lambda: store.resolve(Path(self.resume))))
+        commit = found.commit
+        check_identity(commit.state["identity"], self.job.identity, f"checkpoint {found.folder}")
+        with self.engine.loading():
+            store.load(found, self.engine.fragments())
+        self.meter.restore(commit.state["meter"])
+        self.receipt.append(f"resumed from {found.folder}: step {commit.step}, {commit.state['samples']} samples seen")
+        return commit.step
+
+    def _start_attempt(self, first: int) -> Attempt | None:
+        hosts = on_every_rank(host_name)
+        if self.mesh.place.rank > 0:
+            return None
+        layout = {**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage}
+        return Attempt(self.folder, self.generation, first, layout, sorted(set(hosts)))
+
+    def _tracker(self, first: int) -> Tracker:
+        rank = self.mesh.place.rank
+        metrics = JsonLines(self.folder / "metrics.jsonl", self.generation) if rank == 0 else None
+        wandb: WandbRun | None = None
+        if rank == 0:
+            wandb = start_wandb(
+                self.config.log.wandb,
+                run_folder=self.folder,
+                run_name=self.config.run.name,
+                config={**self.config.model_dump(mode="json"), "layout": vars(self.job.layout)},
+                generation=self.generation,
+                resumed_step=first,
+            )
+        tracker = Tracker(metrics, wandb, open_console(rank, self.job.total_steps, first))
+        for line in self.receipt:
+            tracker.message(line)
+        return tracker
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def _steps(self, first: int) -> Iterator[int]:
+        """Train from step `first` to the end; yields how many steps are done, after each."""
+        total, place, layout = self.job.total_steps, self.mesh.place, self.mesh.layout
+        share = Share(place.data_rank, layout.data, place.replica, layout.replicas)
+        batches = training_batches(
+            self.job.train, self.config, self.job.batches, share, range(first, total), self.device.type == "cuda"
+        )
+        keys = None
+        if self.config.log.sample_keys:
+            keys = JsonLines(self.folder / "keys" / f"rank-{place.rank:05d}.jsonl", self.generation)
+        self.logged_at_s, self.logged_at_step = time.monotonic(), first
+        for step in range(first + 1, total + 1):
+            self._step(step, batches, keys)
+            self._after(step)
+            yield step
+        if first >= total:
+            self.tracker.message(f"nothing left to train: {first} of {total} steps are done")
+            if first == 0:  # a run of no steps: the initial values, evaluated and saved
+                self._after(0)
+
+    def _step(self, step: int, batches: Iterator[Batch], keys: JsonLines | None) -> None:
+        """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
+        self.engine.set_rate(self._rate(step))
+        mean = torch.tensor(self.config.data.mean, device=self.device)
+        seen = []
+        for _ in range(self.job.batches.accumulation):
+            asked_at_s = time.monotonic()
+            batch = next(batches)
+            self.waited_s += time.monotonic() - asked_at_s
+            here = batch.to(self.device)
+            loss_B, ahead_B, weight_B = self.engine.forward(
+                here.inputs(mean), here.label_b, here.weight_b, here.position_b
+            )
+            self.engine.backward((loss_B * weight_B).sum())
+            self.meter.add(batch_sums(loss_B.detach(), ahead_B, weight_B))
+            seen.append(batch)
+        self.meter.step_done()
+        if self.mesh.place.column == 0:  # columns of a replica saw the same pictures
+            self.faults += [(step, fault) for batch in seen for fault in batch.faults]
+        if keys is not None:
+            positions = [position for batch in seen for position in batch.position_b.tolist()]
+            keys.append({"step": step, "positions": positions, "keys": [key for batch in seen for key in batch.keys]})
+
+    def _after(self, step: int) -> None:
+        """What is due once `step` steps are done: a line of metrics, an evaluation, a checkpoint."""
+        config, last = self.config, step == self.job.total_steps
+        if step % config.log.every_steps == 0 or last:
+            self._log(step)
+        if self.job.val is not None and (
+            last or self._due(step, config.evaluate.every_steps, config.evaluate.every_epochs)
+        ):
+            self._evaluate(step, self.job.val)
+        if last or self._due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs):
+            self._save(step)
+
+    # ---- what is due ------------------------------------------------------------------------------------------------
+
+    def _log(self, step: int) -> None:
+        self._agree(step)
+        values = self.meter.values()
+        if not math.isfinite(values["train/loss"]):
+            raise DivergedError(
+                f"the loss is {values['train/loss']} between steps {self.logged_at_step + 1} and {step}: lower "
+                "optimizer.lr, or go on from an earlier checkpoint with --resume PATH"
+            )
+        if self.meter.agreed.steps:
+            steps, spent_s = step - self.logged_at_step, time.monotonic() - self.logged_at_s
+            values["optim/lr"] = self._rate(step)
+            values["data/wait_s"] = self.waited_s / max(1, steps)
+            values["data/bad_samples"] = float(self.meter.agreed.bad_samples)
+            values["speed/images_per_s"] = steps * self.config.data.batch_size / spent_s
+            self._write_metrics(step, values)
+        self.meter.reset()
+        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), step
+
+    def _evaluate(self, step: int, index: ShardIndex) -> None:
+        started_s = time.monotonic()
+        self.engine.train(False)
+        result = evaluate(self.engine.forward, index, self.config, self.mesh, self.device)
+        self.engine.train()
+        self._write_metrics(step, {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5})
+        self.logged_at_s += time.monotonic() - started_s  # no training time
+
+    def _save(self, step: int) -> None:
+        started_s = time.monotonic()
+        self._agree(step)
+        state = {
+            "samples": step * self.config.data.batch_size,
+            "meter": self.meter.state(),
+            "identity": self.job.identity,
+            "config": self.config.model_dump(mode="json"),
+            "network": self.job.spec.model_dump(mode="json"),
+            "classes": self.job.train.classes,
+        }
+        store.save(
+            self.folder,
+            self.engine.fragments_to_save(),
+            step=step,
+            generation=self.generation,
+            layout={**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage},
+            versions=store.versions(),
+            state=state,
+        )
+        on_first_rank(lambda: store.prune(self.folder, self.config.checkpoint.keep, step))
+        self.logged_at_s += time.monotonic() - started_s
+
+    def _agree(self, step: int) -> None:
+        """Bring all ranks' sums together, and write down the pictures that failed."""
+        bad = self.meter.agree()
+        if not bad:
+            return
+        found = sorted((fault.position, at, fault) for part in on_every_rank(lambda: self.faults) for at, fault in part)
+        self.faults = []
+        if self.mesh.place.rank == 0:
+            ledger = JsonLines(self.folder / "ledger.jsonl", self.generation)
+            for _, at, fault in found:
+                ledger.append({"step": at, **vars(fault)})
+            ledger.close()
+        seen, total_bad = step * self.config.data.batch_size, self.meter.agreed.bad_samples
+        if total_bad > self.config.data.bad_samples.max_fraction * seen:
+            worst = found[-1][2]
+            raise BadSamplesError(
+                f"{total_bad} of {seen} pictures did not decode (the last: {worst.key} in {worst.url}), expected at "
+                f"most data.bad_samples.max_fraction ({self.config.data.bad_samples.max_fraction}): see ledger.jsonl"
+            )
+
+    # ---- small things -----------------------------------------------------------------------------------------------
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of the step that brings the count to `step`."""
+        return rate_at(self.config.schedule, self.config.optimizer.lr, self._epochs(step - 1))
+
+    def _epochs(self, steps: int) -> float:
+        return steps * self.config.data.batch_size / len(self.job.train)
+
+    def _due(self, step: int, every_steps: int | None, every_epochs: float | None) -> bool:
+        """Whether this is a multiple of steps, or the first step past a multiple of epochs."""
+        if every_steps is not None and step % every_steps == 0:
+            return True
+        if every_epochs is None:
+            return False
+        return int(self._epochs(step) / every_epochs) > int(self._epochs(step - 1) / every_epochs)
+
+    def _write_metrics(self, step: int, values: dict[str, float]) -> None:
+        self.tracker.metrics(step, step * self.config.data.batch_size, self._epochs(step), values)
+
+    def _end(self, cause: str, code: int, step: int) -> None:
+        if hasattr(self, "tracker"):
+            self.tracker.close(code)
+        if self.attempt is not None:
+            self.attempt.end(cause, code, step)
+
+
+def _be_deterministic() -> None:
+    prepare_determinism()
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
