@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,7 @@ from dist_alexnet.checkpoint.flat import (
 from dist_alexnet.engine import Fragment
 from dist_alexnet.errors import CheckpointError
 from dist_alexnet.parallel.agree import on_every_rank, on_first_rank
+from shards.errors import StorageFault
 
 COMMIT = "COMMIT"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -83,17 +85,21 @@ def save(
     versions: dict[str, str],
     state: dict[str, Any],
 ) -> Path:
-    """Write one checkpoint with all ranks and commit it. Returns its folder."""
+    """Write one checkpoint with all ranks and commit it. Returns its folder. Raises StorageFault."""
     folder = run_folder / "checkpoints" / f"step-{step:08d}" / f"g{generation:04d}"
     chunks = {_key(part): FlatChunk(part.values, part.offset, part.total) for part in fragments}
-    save_state_dict(chunks, storage_writer=FlatWriter(folder))
-    files = _records_of_all_ranks(folder, sorted(path.name for path in folder.iterdir()))
+    try:
+        save_state_dict(chunks, storage_writer=FlatWriter(folder))
+    except CheckpointException as error:  # no Exception to Python: it would go by everybody
+        raise StorageFault(f"checkpoint {folder} cannot be written: {_causes(error)}") from error
+    files = _records_of_all_ranks(folder)
 
     def commit() -> None:
         record = Commit(step, generation, tuple(files), layout, versions, state)
-        sync_folder(folder.parent)  # the name of this generation, before anything relies on it
-        write_durably(folder / COMMIT, json.dumps(asdict(record), indent=1).encode())
-        write_durably(run_folder / "checkpoints" / "latest", f"{folder.parent.name}/{folder.name}\n".encode())
+        with _written(folder):
+            sync_folder(folder.parent)  # the name of this generation, before anything relies on it
+            write_durably(folder / COMMIT, json.dumps(asdict(record), indent=1).encode())
+            write_durably(run_folder / "checkpoints" / "latest", f"{folder.parent.name}/{folder.name}\n".encode())
 
     on_first_rank(commit)
     return folder
@@ -115,8 +121,7 @@ def load(found: Found, fragments: Iterable[Fragment]) -> None:
     try:
         load_state_dict(chunks, storage_reader=FlatReader(found.folder))
     except CheckpointException as error:
-        causes = "; ".join(str(cause[0]) for cause in error.failures.values())
-        raise CheckpointError(f"checkpoint {found.folder} cannot be read: {causes}") from error
+        raise CheckpointError(f"checkpoint {found.folder} cannot be read: {_causes(error)}") from error
 
 
 def newest_good(run_folder: Path) -> tuple[Found | None, list[str]]:
@@ -201,12 +206,34 @@ def _generations(step: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name[1:]), reverse=True)
 
 
-def _records_of_all_ranks(folder: Path, names: list[str]) -> list[FileRecord]:
+def _records_of_all_ranks(folder: Path) -> list[FileRecord]:
     """Sizes and checksums of the files, shared out among the ranks."""
-    names = on_first_rank(lambda: names)  # one listing: a network folder may show each rank another one
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    parts = on_every_rank(lambda: [_record(folder / name) for name in names[rank::world_size]])
-    return sorted((record for part in parts for record in part), key=lambda record: record.name)
+
+    def listed() -> list[str]:  # once: a network folder may show each rank another list
+        with _written(folder):
+            return sorted(path.name for path in folder.iterdir())
+
+    def own() -> list[FileRecord]:
+        with _written(folder):
+            return [_record(folder / name) for name in names[rank::world_size]]
+
+    names = on_first_rank(listed)
+    return sorted((record for part in on_every_rank(own) for record in part), key=lambda record: record.name)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """What fails here is a fault of storage: said to all ranks, where an OSError would leave the others waiting."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(f"checkpoint {folder} cannot be written: {error}") from error
+
+
+def _causes(error: CheckpointException) -> str:
+    """What failed on which ranks, on one line."""
+    return "; ".join(f"rank {rank}: {' '.join(str(cause[0]).split())}" for rank, cause in error.failures.items())
 
 
 def _record(path: Path) -> FileRecord:
@@ -221,7 +248,11 @@ def _check_files(folder: Path, records: Iterable[FileRecord]) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != promised.bytes:
             raise CheckpointError(f"{path} has {size} bytes, expected {promised.bytes}: it is torn or was changed")
-        if _record(path) != promised:
+        try:
+            found = _record(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if found != promised:
             raise CheckpointError(f"{path} has another sha256 than COMMIT says: it was changed")
 
 

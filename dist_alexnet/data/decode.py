@@ -39,6 +39,10 @@ def decode_crop(picture: bytes, left: int, top: int, resize: int, image_size: in
                 side = image_size * scale
                 box = (x, y, min(x + side, pixels.width), min(y + side, pixels.height))
                 crop = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # its own words hold a memory address, another in every process
+        raise DecodeFault(f"UnidentifiedImageError: none of {', '.join(FORMATS)}") from error
+    except MemoryError:  # the machine's lack, not the picture's
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise DecodeFault(f"{type(error).__name__}: {error}") from error
     return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))

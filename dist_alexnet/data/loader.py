@@ -5,8 +5,12 @@ the number of workers changes nothing but speed.
 """
 
 import multiprocessing
+import os
+import select
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,7 +119,7 @@ def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bo
         collate_fn=_as_is,
         pin_memory=pin_memory,
         multiprocessing_context=context,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
     for batch in loader:
         if isinstance(batch, StorageFault):
@@ -127,8 +131,22 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(rank_pid: int, worker: int) -> None:
+    """One thread a worker; and end with the rank, even when that is killed.
+
+    torch's workers watch their parent, which is the server process here; and the server lives as long as its workers.
+    """
     torch.set_num_threads(1)
+    if hasattr(os, "pidfd_open"):  # Linux
+        threading.Thread(target=_end_with, args=(rank_pid,), daemon=True).start()
+
+
+def _end_with(pid: int) -> None:
+    try:
+        select.select([os.pidfd_open(pid)], [], [])  # readable once that process is gone
+    except ProcessLookupError:
+        pass
+    os._exit(1)
 
 
 def _loaded(

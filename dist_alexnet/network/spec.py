@@ -252,6 +252,8 @@ def _check(spec: Spec, origin: str) -> None:
     last = spec.layers[-1] if spec.layers else None
     if not isinstance(last, FullyConnected) or last.units != "classes":
         raise ConfigError(f"network {origin}: the last layer must be kind fc with units: classes")
+    if not isinstance(weighted[0], Conv):
+        raise ConfigError(f"network {origin}: the first layer with weights is {weighted[0].name}, expected kind conv")
     connected = begun = False
     for number, layer in enumerate(spec.layers, 1):
         if not begun and isinstance(layer, ResponseNorm | Dropout):
@@ -276,8 +278,6 @@ def _check(spec: Spec, origin: str) -> None:
             raise ConfigError(
                 f"network {origin}: layer {number} (spatial_norm) has size {layer.size}, expected an odd number"
             )
-    if not isinstance(weighted[0], Conv):
-        raise ConfigError(f"network {origin}: the first layer with weights is {weighted[0].name}, expected kind conv")
 
 
 def _sentence(error: ValidationError, values: Any) -> str:
