@@ -249,6 +249,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not OmegaConf.is_dict(written):
             raise ConfigError(f"config {path} holds a list, expected sections such as run: and data:")
         tree = OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides)))
+        if "${oc." in OmegaConf.to_yaml(tree):
+            raise ConfigError(f"config {path} reads the environment with ${{oc...}}: write the value, or key=value")
         values = cast(dict[Any, Any], OmegaConf.to_container(tree, resolve=True))
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError(f"config {path} cannot be read: {' '.join(str(error).split())}") from error

@@ -68,6 +68,12 @@ def say_error(sentence: str, *, only_rank_0: bool) -> None:
         print(f"error: {who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
+def say_on_first_rank(sentence: str) -> None:
+    """One line on stderr that is no error."""
+    if _rank() == 0:
+        print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
 def _write_log(run_folder: Path, error: Exception) -> Path | None:
     log = run_folder / "logs" / f"rank-{_rank():05d}.log"
     if not run_folder.is_dir():

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_alexnet.checkpoint.store import Found, load, resolve, verified
+from dist_alexnet.checkpoint.store import Found, find, load, resolve
 from dist_alexnet.config import Config, config_from
+from dist_alexnet.crash import say_on_first_rank
 from dist_alexnet.data.loader import Share, evaluation_batches
 from dist_alexnet.engine import Fragment
 from dist_alexnet.environment import read_world
@@ -45,9 +46,12 @@ class Evaluation:
 def evaluate_checkpoint(checkpoint: Path, shards: str) -> Evaluation:
     """Evaluate the weights of a checkpoint (a step folder, or a run folder) on a set of shards, over all ranks."""
     world = read_world()
-    folder, index = resolve(checkpoint), read_index(shards)
+    resolve(checkpoint)  # a wrong path is said before any process group is made
+    index = read_index(shards)
     with distributed(world) as device:
-        found = verified(folder)
+        found, passed_over = find(checkpoint)
+        for line in passed_over:
+            say_on_first_rank(f"passed over: {line}")
         config, spec = _declared(found)
         check_classes(index, config.network.num_classes)
         network = network_of(config, spec)

@@ -1,7 +1,9 @@
 """What a config means on a world: sizes, data and network fitted together before any process group is made."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dist_alexnet.config import Batches, Config, batches_on
@@ -35,7 +37,7 @@ class Job:
         if self.config.run.steps is not None:
             return self.config.run.steps
         epochs = EPOCHS_OF_2012 if self.config.run.epochs is None else self.config.run.epochs
-        return int(epochs * len(self.train) / self.config.data.batch_size)
+        return int(exact(epochs) * len(self.train) / self.config.data.batch_size)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -52,12 +54,17 @@ class Job:
             "data.resize": data["resize"],
             "data.window_shards": data["window_shards"],
             "decoder": decoder_identity(),
-            "network": config["network"],
-            "network's layers": self.network.as_dict(),
+            **{f"network.{key}": config["network"][key] for key in ("num_classes", "width", "dropout")},
+            "network.layers": hashlib.sha256(json.dumps(self.network.as_dict()).encode()).hexdigest()[:16],
             "optimizer": config["optimizer"],
             "run.seed": config["run"]["seed"],
             "schedule": config["schedule"],
         }
+
+
+def exact(number: float) -> Fraction:
+    """A setting as it was written: 0.29 is 29/100, so that 0.29 epochs of 100 images are 29 and not 28."""
+    return Fraction(str(number))
 
 
 def make_job(config: Config, world_size: int) -> Job:
@@ -106,8 +113,10 @@ def describe(config: Config) -> str:
     job = make_job(config, read_world().world_size)
     layout, batches = job.layout, job.batches
     val = f"{len(job.val)} images" if job.val is not None else "none"
+    unseen = job.total_steps * config.data.batch_size % len(job.train)
     lines = [
-        f"run        {config.run_folder}: {job.total_steps} steps of {config.data.batch_size} images",
+        f"run        {config.run_folder}: {job.total_steps} steps of {config.data.batch_size} images; the last epoch "
+        + (f"ends after {unseen} of {len(job.train)}" if unseen else "is whole"),
         f"train      {len(job.train)} images in {len(job.train.shards)} shards, {job.train.num_classes} classes",
         f"val        {val}",
         f"network    {config.network.name}: {job.network.parameters:,} parameters",

@@ -8,8 +8,10 @@ outcome.json           how the newest start ended, for whoever launched it
 """
 
 import json
+import os
 import platform
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ def claim(config: Config, identity: dict[str, Any], resume: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "identity.json"
+        foreign = any((folder / name).exists() for name in _OF_A_RUN)
+        if not known.exists() and not foreign and _created_whole(known, json.dumps(identity, indent=1)):
+            return
         if known.exists():
             if resume == "never":
                 raise RunFolderError(
@@ -37,17 +42,15 @@ def claim(config: Config, identity: dict[str, Any], resume: str) -> None:
             if not isinstance(found, dict):
                 raise ValueError("identity.json is not what a run wrote")
             check_identity(found, identity, f"run folder {folder}")
-        elif any((folder / name).exists() for name in _OF_A_RUN):
-            raise RunFolderError(f"{folder} holds files of something that is not this run: choose another run.name")
         else:
-            write_durably(known, json.dumps(identity, indent=1, sort_keys=True).encode())
+            raise RunFolderError(f"{folder} holds files of something that is not this run: choose another run.name")
     except (OSError, ValueError) as error:
         raise RunFolderError(f"run folder {folder} cannot be used: {error}") from error
 
 
 def check_identity(known: dict[str, Any], identity: dict[str, Any], where: str) -> None:
     """Raise RunFolderError naming the first key in which two runs differ."""
-    for key in sorted(known.keys() | identity.keys()):
+    for key in dict.fromkeys([*identity, *known]):
         if known.get(key) != identity.get(key):
             raise RunFolderError(
                 f"{where} is of a run with {key} = {json.dumps(known.get(key))}, this config has "
@@ -56,19 +59,46 @@ def check_identity(known: dict[str, Any], identity: dict[str, Any], where: str) 
 
 
 def take_generation(config: Config) -> int:
-    """The number of this start (rank 0): exclusive creation of its file decides between starts that race."""
+    """The number of this start (rank 0): exclusive creation of its file decides between starts that race.
+
+    Raises RunFolderError where the folder cannot be written.
+    """
     folder = config.run_folder / "generations"
-    folder.mkdir(exist_ok=True)
-    number = 1 + max((int(path.stem[1:]) for path in folder.glob("g*.yaml") if path.stem[1:].isdecimal()), default=0)
-    while True:
-        try:
-            with (folder / f"g{number:04d}.yaml").open("x") as file:
-                file.write(to_yaml(config))
-            break
-        except FileExistsError:
+    try:
+        folder.mkdir(exist_ok=True)
+        taken = (int(path.stem[1:]) for path in folder.glob("g*.yaml") if path.stem[1:].isdecimal())
+        number = 1 + max(taken, default=0)
+        while not _created(folder / f"g{number:04d}.yaml", to_yaml(config)):
             number += 1
-    write_durably(config.run_folder / "config.yaml", to_yaml(config).encode())
+        write_durably(config.run_folder / "config.yaml", to_yaml(config).encode())
+    except OSError as error:
+        raise RunFolderError(f"run folder {config.run_folder} cannot be used: {error}") from error
     return number
+
+
+def _created_whole(path: Path, text: str) -> bool:
+    """Create a file with all its text at once, or say that somebody else has: two first starts may race."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    write_durably(draft, text.encode())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        return _created(path, text)
+    finally:
+        draft.unlink()
+    return True
+
+
+def _created(path: Path, text: str) -> bool:
+    """Create a file, or say that somebody else has."""
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
 
 
 class Attempt:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from dist_alexnet.engine import Engine, LearnedTensor
 from dist_alexnet.environment import prepare_determinism, read_world
 from dist_alexnet.errors import BadSamplesError, DivergedError
 from dist_alexnet.evaluate import compute_dtype_of, evaluate
-from dist_alexnet.job import Job, make_job
+from dist_alexnet.job import Job, exact, make_job
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.network.spec import Weighted
 from dist_alexnet.optim.schedules import rate_at
@@ -59,6 +60,7 @@ class _Run:
     def __init__(self, job: Job, device: torch.device, resume: str) -> None:
         self.job, self.config, self.device, self.resume = job, job.config, device, resume
         self.folder: Path = job.config.run_folder
+        self.mean_3 = torch.tensor(self.config.data.mean, device=device)
         self.faults: list[tuple[int, Fault]] = []  # (step, fault) not yet in the ledger
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
@@ -107,7 +109,7 @@ class _Run:
             if found is None:
                 return 0
         else:
-            found = store.verified(on_first_rank(lambda: store.resolve(Path(self.resume))))
+            found, self.receipt = store.find(Path(self.resume))
         commit = found.commit
         check_identity(commit.state["identity"], self.job.identity, f"checkpoint {found.folder}")
         with self.engine.loading():
@@ -166,7 +168,6 @@ class _Run:
     def _step(self, step: int, batches: Iterator[Batch], keys: JsonLines | None) -> None:
         """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
         self.engine.set_rate(self._rate(step))
-        mean = torch.tensor(self.config.data.mean, device=self.device)
         seen = []
         for _ in range(self.job.batches.accumulation):
             asked_at_s = time.monotonic()
@@ -174,7 +175,7 @@ class _Run:
             self.waited_s += time.monotonic() - asked_at_s
             here = batch.to(self.device)
             loss_B, ahead_B, weight_B = self.engine.forward(
-                here.inputs(mean), here.label_b, here.weight_b, here.position_b
+                here.inputs(self.mean_3), here.label_b, here.weight_b, here.position_b
             )
             self.engine.backward((loss_B * weight_B).sum())
             self.meter.add(batch_sums(loss_B.detach(), ahead_B, weight_B))
@@ -275,8 +276,8 @@ class _Run:
         """Learning rate of the step that brings the count to `step`."""
         return rate_at(self.config.schedule, self.config.optimizer.lr, self._epochs(step - 1))
 
-    def _epochs(self, steps: int) -> float:
-        return steps * self.config.data.batch_size / len(self.job.train)
+    def _epochs(self, steps: int) -> Fraction:
+        return Fraction(steps * self.config.data.batch_size, len(self.job.train))
 
     def _due(self, step: int, every_steps: int | None, every_epochs: float | None) -> bool:
         """Whether this is a multiple of steps, or the first step past a multiple of epochs."""
@@ -284,10 +285,10 @@ class _Run:
             return True
         if every_epochs is None:
             return False
-        return int(self._epochs(step) / every_epochs) > int(self._epochs(step - 1) / every_epochs)
+        return self._epochs(step) // exact(every_epochs) > self._epochs(step - 1) // exact(every_epochs)
 
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
-        self.tracker.metrics(step, step * self.config.data.batch_size, self._epochs(step), values)
+        self.tracker.metrics(step, step * self.config.data.batch_size, float(self._epochs(step)), values)
 
     def _end(self, cause: str, code: int, step: int) -> None:
         if hasattr(self, "tracker"):

@@ -146,6 +146,20 @@ def verified(folder: Path) -> Found:
     return Found(folder, commit)
 
 
+def find(path: Path) -> tuple[Found, list[str]]:
+    """The checkpoint that a user names, verified: a step, or the newest good one of a run; and what was passed over.
+
+    All ranks call it. Raises CheckpointError on every rank alike.
+    """
+    folder = on_first_rank(lambda: resolve(path))
+    if on_first_rank(lambda: not (path / "checkpoints").is_dir()):
+        return verified(folder), []
+    found, passed = newest_good(path)
+    if found is None:
+        raise CheckpointError(f"{path} holds no whole checkpoint: {'; '.join(passed)}")
+    return found, passed
+
+
 def resolve(path: Path) -> Path:
     """The folder of a checkpoint: `path` is one, or a step folder, or a run folder (its newest COMMIT)."""
     if (path / COMMIT).is_file():

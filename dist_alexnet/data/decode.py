@@ -31,9 +31,9 @@ def decode_crop(picture: bytes, left: int, top: int, resize: int, image_size: in
             pixels = image.convert("RGB")
             short = min(pixels.size)
             scale = short / resize
-            x = (pixels.width - short) / 2 + left * scale
-            y = (pixels.height - short) / 2 + top * scale
-            if scale == 1 and x == int(x) and y == int(y):
+            x = (pixels.width - short) // 2 + left * scale  # the centre square, on whole pixels
+            y = (pixels.height - short) // 2 + top * scale
+            if short == resize:
                 crop = pixels.crop((int(x), int(y), int(x) + image_size, int(y) + image_size))
             else:
                 side = image_size * scale

@@ -9,6 +9,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -142,10 +143,8 @@ def _start_worker(rank_pid: int, worker: int) -> None:
 
 
 def _end_with(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         select.select([os.pidfd_open(pid)], [], [])  # readable once that process is gone
-    except ProcessLookupError:
-        pass
     os._exit(1)
 
 

@@ -65,7 +65,7 @@ class ColumnNetwork(nn.Module):
         self.weighted = nn.ModuleDict()
         for step in network.steps:
             if isinstance(step.layer, Conv | FullyConnected):
-                self.weighted[step.layer.name] = self._weighted(step)
+                self.weighted[_module_name(step.layer.name)] = self._weighted(step)
         for tensor in network.tensors:
             # DeepSpeed's norm counts a tensor where it is marked, or on model rank 0. Each piece is to count once over
             # the group: fully connected rows everywhere, convolutions (the same on all replicas) on replica 0 only.
@@ -75,7 +75,7 @@ class ColumnNetwork(nn.Module):
     def parameter_of(self, tensor: LogicalTensor) -> nn.Parameter:
         """This rank's rows of a logical tensor."""
         layer, kind = tensor.name.split(".")
-        parameter: nn.Parameter = getattr(self.weighted[layer], kind)
+        parameter: nn.Parameter = getattr(self.weighted[_module_name(layer)], kind)
         return parameter
 
     def _weighted(self, step: Step) -> nn.Module:
@@ -128,9 +128,9 @@ class ColumnNetwork(nn.Module):
     def _product(self, name: str, x: Tensor) -> Tensor:
         last = self.network.steps[-1].layer
         if self.compute_dtype is None or (isinstance(last, FullyConnected) and name == last.name):
-            return self.weighted[name](widened(x))  # type: ignore[no-any-return]
+            return self.weighted[_module_name(name)](widened(x))  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, dtype=self.compute_dtype):
-            return self.weighted[name](x)  # type: ignore[no-any-return]
+            return self.weighted[_module_name(name)](x)  # type: ignore[no-any-return]
 
     def _pointwise(self, layer: Any, x: Tensor) -> Tensor:
         if isinstance(layer, ResponseNorm):
@@ -150,3 +150,8 @@ class ColumnNetwork(nn.Module):
             return x * (1 - layer.rate)
         mask = kept(self.seed, layer.name, layer.rate, position, first, x[0].numel())
         return x * mask.view(x.shape)
+
+
+def _module_name(layer: str) -> str:
+    """A name that no attribute of nn.ModuleDict has, whatever the layer is called."""
+    return f"layer_{layer}"

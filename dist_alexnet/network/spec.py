@@ -139,11 +139,14 @@ class Network:
         return sum(tensor.elements for tensor in self.tensors)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that tell two networks apart."""
+        """Plain values that tell two networks apart; what a layer leaves at its default is not in them."""
         return {
             "columns": self.columns,
             "image_size": self.image_size,
-            "layers": [{**step.layer.model_dump(mode="json"), "gives": list(step.gives)} for step in self.steps],
+            "layers": [
+                {**step.layer.model_dump(mode="json", exclude_defaults=True), "gives": list(step.gives)}
+                for step in self.steps
+            ],
         }
 
 

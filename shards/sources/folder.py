@@ -63,11 +63,15 @@ class FolderSource:
         ]
 
 
+# No more than these: Pillow hands an EPS file, whatever its name, to another program.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+
+
 def jpeg_bytes(path: Path) -> bytes:
     """The picture of a file as JPEG bytes. InputError where it cannot be read whole."""
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if data.startswith(JPEG_MAGIC):
                 image.draft("RGB", (1, 1))  # decoding at 1/8 size is enough to see that the file is whole
                 image.load()

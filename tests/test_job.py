@@ -1,0 +1,180 @@
+"""What a config means with its data, before a process group is made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_alexnet.config import Config
+from dist_alexnet.errors import ConfigError, LayoutError
+from dist_alexnet.job import Job, describe, make_job
+from dist_alexnet.run_folder import check_identity
+from shards.build import build_shards
+from shards.errors import InputError
+from shards.sources.folder import FolderSource
+from tests.shards.pictures import NoiseSource, jpeg
+
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of 3 classes in 4 shards, and another set of 12."""
+    folder = tmp_path_factory.mktemp("job")
+    build_shards(NoiseSource(IMAGES), "train", str(folder), samples_per_shard=10)
+    build_shards(NoiseSource(12), "val", str(folder), samples_per_shard=10)
+    return folder
+
+
+def config(folder: Path, **sections: dict[str, Any]) -> Config:
+    values: dict[str, dict[str, Any]] = {
+        "run": {"epochs": 3},
+        "data": {"train": f"{folder}/train.index.json", "batch_size": 8, "image_size": 64, "resize": 72},
+        "network": {"width": 0.25, "num_classes": 10},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return Config.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("run", "batch_size", "steps"),
+    [
+        ({"epochs": 3}, 8, 15),
+        ({"epochs": 3}, 16, 7),  # the tail is left out
+        ({"epochs": 0.5}, 8, 2),
+        ({"epochs": None}, 8, 450),  # 90 epochs, as in 2012
+        ({"epochs": None, "steps": 0}, 8, 0),
+        ({"epochs": None, "steps": 77}, 8, 77),
+    ],
+)
+def test_length(data: Path, run: dict[str, Any], batch_size: int, steps: int) -> None:
+    assert make_job(config(data, run=run, data={"batch_size": batch_size}), 1).total_steps == steps
+
+
+def test_layout_and_batches(data: Path) -> None:
+    job = make_job(config(data, parallel={"columns": 2, "replicas": 2, "micro_batch": 2}), 8)
+    assert (job.layout.data, job.layout.replicas, job.layout.columns) == (2, 2, 2)
+    assert (job.batches.micro_batch, job.batches.accumulation) == (2, 2)
+    assert job.val is None
+    assert len(job.train) == IMAGES
+
+
+def refused(error: type[InputError], says: str, values: Config, world_size: int = 1) -> None:
+    with pytest.raises(error, match=says) as caught:
+        make_job(values, world_size)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_refusals(data: Path, tmp_path: Path) -> None:
+    refused(ConfigError, r"^data\.train is not set", config(data, data={"train": None}))
+    refused(InputError, "there is no index", config(data, data={"train": f"{tmp_path}/train.index.json"}))
+    refused(ConfigError, "have 3 classes, network.num_classes is 2", config(data, network={"num_classes": 2}))
+    refused(
+        ConfigError,
+        r"the training set has 40 images, expected at least data\.batch_size \(64\)",
+        config(data, data={"batch_size": 64}),
+    )
+    refused(InputError, "there is no shard 'train-9.tar'", config(data, data={"exclude": ["train-9.tar"]}))
+    refused(ConfigError, "network.width is 0.3", config(data, network={"width": 0.3}))
+    refused(ConfigError, "network.name is 'alexnet'", config(data, network={"name": "alexnet"}))
+    refused(LayoutError, "world size is 3", config(data, parallel={"columns": 2}), 3)
+    few = config(data, parallel={"replicas": 4}, network={"num_classes": 3})
+    refused(LayoutError, r"fc8\.weight has 3 rows, expected at least one for each of 4 ranks", few, 4)
+
+
+def test_a_validation_set_with_more_classes_is_refused(data: Path, tmp_path: Path) -> None:
+    for label in range(2):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        for number in range(8):
+            (tmp_path / "pictures" / str(label) / f"{number}.jpg").write_bytes(jpeg(number))
+    build_shards(FolderSource(str(tmp_path / "pictures")), "train", str(tmp_path))
+    sets = {"train": f"{tmp_path}/train.index.json", "val": f"{data}/val.index.json"}
+    job = make_job(config(data, data=sets, network={"num_classes": 3}), 1)
+    assert job.val is not None
+    assert (job.train.num_classes, job.val.num_classes) == (2, 3)
+    refused(ConfigError, "the val shards in .* have 3 classes", config(data, data=sets, network={"num_classes": 2}))
+
+
+def identity(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    job: Job = make_job(config(folder, **sections), 1)
+    values: dict[str, Any] = json.loads(json.dumps(job.identity))
+    assert values == job.identity  # so that what is read back compares equal
+    return values
+
+
+SAME: list[dict[str, Any]] = [
+    {"parallel": {"columns": 2}},
+    {"parallel": {"micro_batch": 2}},
+    {"parallel": {"zero_stage": 3}},
+    {"data": {"workers": 7}},
+    {"data": {"lanes": 8}},  # what auto means for a batch of 8
+    {"run": {"epochs": 9}},
+    {"run": {"name": "other", "deterministic": True}},
+    {"precision": "bf16"},
+    {"checkpoint": {"keep": 9}, "log": {"every_steps": 1}, "evaluate": {"every_steps": 3}},
+    {"data": {"bad_samples": {"max_fraction": 0.5}}},
+]
+
+
+@pytest.mark.parametrize("sections", SAME, ids=str)
+def test_any_layout_is_the_same_run(data: Path, sections: dict[str, Any]) -> None:
+    sections = dict(sections)
+    precision = sections.pop("precision", "auto")
+    values = config(data, **sections).model_copy(update={"precision": precision})
+    world_size = 4
+    check_identity(identity(data), make_job(values, world_size).identity, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("run.seed", {"run": {"seed": 1}}),
+        ("data.batch_size", {"data": {"batch_size": 4}}),
+        ("data.lanes", {"data": {"lanes": 4}}),
+        ("data.window_shards", {"data": {"window_shards": 2}}),
+        ("data.digest", {"data": {"exclude": ["train-000001.tar"]}}),
+        ("data.augment", {"data": {"augment": {"mirror": False}}}),
+        ("data.image_size", {"data": {"image_size": 65}}),
+        ("data.resize", {"data": {"resize": 73}}),
+        ("data.mean", {"data": {"mean": [1, 2, 3]}}),
+        ("network.width", {"network": {"width": 0.5}}),
+        ("network.layers", {"network": {"name": "alexnet-2012-paper"}}),
+        ("optimizer", {"optimizer": {"lr": 0.02}}),
+        ("schedule", {"schedule": {"at_epochs": [1]}}),
+    ],
+)
+def test_what_makes_another_run(data: Path, key: str, sections: dict[str, Any]) -> None:
+    ours, other = identity(data), identity(data, **sections)
+    assert key in {name for name in ours if ours[name] != other[name]}
+
+
+def test_layers_of_a_network_file_are_part_of_the_run(data: Path, tmp_path: Path) -> None:
+    """The name of a file does not say what is in it."""
+    path = tmp_path / "mine.yaml"
+    text = (Path(__file__).parent.parent / "dist_alexnet/network/presets/alexnet-2012.yaml").read_text()
+    path.write_text(text)
+    ours = identity(data, network={"name": str(path)})
+    path.write_text(text.replace("init_sd: 0.03", "init_sd: 0.02"))
+    other = identity(data, network={"name": str(path)})
+    assert {name for name in ours if ours[name] != other[name]} == {"network.layers"}
+    path.write_text(text)
+    assert identity(data, network={"name": str(path.rename(tmp_path / "moved.yaml"))}) == ours
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.29, 1), (1, 5), (2.2, 11), (0.1, 0), (4.6, 23)])
+def test_epochs_are_taken_as_written(data: Path, epochs: float, steps: int) -> None:
+    """40 images in batches of 8; 2.2 and 4.6 are not exact in binary, and 4.6 * 40 / 8 is just below 23 there."""
+    assert make_job(config(data, run={"epochs": epochs}), 1).total_steps == steps
+
+
+def test_a_dry_run_says_what_it_would_do(data: Path) -> None:
+    lines = describe(config(data, data={"val": f"{data}/val.index.json"})).splitlines()
+    said = {line.split()[0]: line for line in lines}
+    assert "15 steps of 8 images" in said["run"]
+    assert "40 images in 4 shards, 3 classes" in said["train"]
+    assert "12 images" in said["val"]
+    assert "1 data x 1 replicas x 1 columns, ZeRO stage 0" in said["layout"]
+    assert json.loads(said["deepspeed"].split(maxsplit=1)[1])["gradient_clipping"] == 0
