@@ -151,7 +151,7 @@ class Checkpoint(Section):
     every_steps: Positive | None = Field(
         None, description="save each time this many steps are done (always at the end)"
     )
-    every_epochs: float | None = Field(None, description="save at the first step past each multiple", gt=0)
+    every_epochs: float | None = Field(1.0, description="save at the first step past each multiple", gt=0)
     keep: Positive = Field(3, description="how many good checkpoints stay in the run folder")
 
 

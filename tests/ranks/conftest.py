@@ -32,6 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "network": {"num_classes": CLASSES, "width": 0.125},
         "optimizer": {"lr": 0.001},
         "schedule": {"name": "steps", "at_epochs": [2.0]},
+        "checkpoint": {"every_epochs": None},
         "evaluate": {"every_epochs": None, "batch_size": 10},
         "log": {"every_steps": 1, "sample_keys": True, "wandb": {"mode": "disabled"}},
     }
