@@ -55,18 +55,18 @@ def train(
 ) -> None:
     """Train: alone, or as one rank under torchrun, srun or the deepspeed launcher."""
     from dist_alexnet.config import load_config
-    from dist_alexnet.crash import torchrun_at_ease, traceback_in
+    from dist_alexnet.environment import read_world
 
-    with torchrun_at_ease():
-        loaded = load_config(config, overrides or ())
-    with traceback_in(loaded.run_folder):
+    if dry_run:
         from dist_alexnet.job import describe
-        from dist_alexnet.train import train as train_run
 
-        if dry_run:
-            _say_on_rank_0(describe(loaded))
-        else:
-            train_run(loaded, resume=resume)
+        _say_on_rank_0(describe(load_config(config, overrides or ())))
+        return
+    if read_world().world_size == 1:
+        load_config(config, overrides or ())  # a mistake is said before torch is imported
+    from dist_alexnet.train import train_together
+
+    train_together(lambda: load_config(config, overrides or ()), resume)
 
 
 @app.command()

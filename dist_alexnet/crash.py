@@ -33,21 +33,6 @@ def traceback_in(run_folder: Path) -> Iterator[None]:
         raise CrashError(f"{_one_line(error)}; the traceback is in {log}") from error
 
 
-@contextmanager
-def torchrun_at_ease() -> Iterator[None]:
-    """Under torchrun, which starts again after any failure, say a user's mistake and end the process well.
-
-    For mistakes that show before there is a run folder to write outcome.json into.
-    """
-    try:
-        yield
-    except InputError as error:
-        if read_world().launcher != "torchrun":
-            raise
-        say_error(str(error), only_rank_0=True)
-        raise SystemExit(0) from error
-
-
 def exit_code_of(error: Exception) -> int:
     """Say on stderr what went wrong, and with which code the process should end.
 

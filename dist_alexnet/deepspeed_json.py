@@ -24,6 +24,7 @@ def deepspeed_json(config: Config, world_size: int) -> dict[str, Any]:
             "stage": config.parallel.zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
+            "overlap_comm": False,  # its side stream beside our collectives has never been tried
         },
         "zero_allow_untested_optimizer": True,  # ours are not on its list
         "zero_force_ds_cpu_optimizer": False,  # or it would ask for a compiled Adam

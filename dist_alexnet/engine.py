@@ -96,19 +96,28 @@ class Engine:
         layout, place = self.mesh.layout, self.mesh.place
         cuts = {one.tensor.name: one.tensor.cut for one in self.learned}
         for fragment in self.fragments():
-            repeated = cuts[fragment.name] == "column"  # the same on all replicas
-            if self.stage > 0:  # ZeRO cuts over the data axis, at other places on another replica: replica 0 writes
-                if not repeated or place.replica == 0:
-                    yield fragment
-                continue
-            copies = layout.data * (layout.replicas if repeated else 1)
-            copy = place.data_rank * (layout.replicas if repeated else 1) + (place.replica if repeated else 0)
+            if cuts[fragment.name] == "column" and place.replica > 0:
+                continue  # convolutions are the same on all replicas
+            copies, copy = (layout.data, place.data_rank) if self.stage == 0 else (1, 0)  # ZeRO has cut already
             length = fragment.values.numel()
             start, stop = copy * length // copies, (copy + 1) * length // copies
             if stop > start:
                 yield Fragment(
                     fragment.name, fragment.kind, fragment.values[start:stop], fragment.offset + start, fragment.total
                 )
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that DeepSpeed dropped for a gradient that is not finite; all ranks agree on it."""
+        return int(self._engine.skipped_steps)
+
+    def is_finite(self) -> bool:
+        """Whether every weight is, on every rank. All ranks call it."""
+        kept = [part.values.isfinite().all() for part in self.fragments() if part.kind == "weight"]
+        device = next(self._engine.module.parameters()).device
+        finite = torch.stack(kept).all().float() if kept else torch.ones((), device=device)
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
 
     def loading(self) -> "Loading":
         """Context in which the fragments' values may be overwritten; afterwards the live weights follow them."""

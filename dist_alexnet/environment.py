@@ -99,6 +99,11 @@ def has_wandb_key(environ: Mapping[str, str] = os.environ) -> bool:
     return any(_netrc_has(file, host) for file in files)
 
 
+def is_restart(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process again after a failure, with the arguments of the first time."""
+    return environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def tell_deepspeed(device_type: str, environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the accelerator to DeepSpeed before it is imported, or it guesses, with a warning a rank on CPUs."""
     if device_type == "cpu":

@@ -15,10 +15,11 @@ from dist_alexnet.crash import say_on_first_rank
 from dist_alexnet.data.loader import Share, evaluation_batches
 from dist_alexnet.engine import Fragment
 from dist_alexnet.environment import read_world
-from dist_alexnet.errors import CheckpointError, EvaluationError
+from dist_alexnet.errors import CheckpointError, EvaluationError, LayoutError
 from dist_alexnet.job import check_classes, network_of
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.network.spec import Spec, spec_from
+from dist_alexnet.parallel.agree import on_every_rank, together
 from dist_alexnet.parallel.layout import Layout
 from dist_alexnet.parallel.mesh import Mesh, make_mesh
 from dist_alexnet.parallel.start import distributed
@@ -46,9 +47,9 @@ class Evaluation:
 def evaluate_checkpoint(checkpoint: Path, shards: str) -> Evaluation:
     """Evaluate the weights of a checkpoint (a step folder, or a run folder) on a set of shards, over all ranks."""
     world = read_world()
-    resolve(checkpoint)  # a wrong path is said before any process group is made
-    index = read_index(shards)
     with distributed(world) as device:
+        together(lambda: resolve(checkpoint))
+        index = together(lambda: read_index(shards))
         found, passed_over = find(checkpoint)
         for line in passed_over:
             say_on_first_rank(f"passed over: {line}")
@@ -57,7 +58,7 @@ def evaluate_checkpoint(checkpoint: Path, shards: str) -> Evaluation:
         network = network_of(config, spec)
         mesh = make_mesh(Layout(data=world.world_size), device.type)
         # Drawn from seed 0, and each element overwritten below.
-        module = ColumnNetwork(network, mesh, 0, compute_dtype_of(config, device)).to(device).eval()
+        module = ColumnNetwork(network, mesh, 0, agreed_compute_dtype(config, device)).to(device).eval()
         parts = [
             Fragment(one.name, "weight", module.parameter_of(one).data.view(-1), 0, one.elements)
             for one in network.tensors
@@ -122,8 +123,13 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-def compute_dtype_of(config: Config, device: torch.device) -> torch.dtype | None:
-    """The dtype of convolutions and products: None where they stay as the weights are."""
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if config.precision == "bf16" else None
+def agreed_compute_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The dtype of convolutions and products, None where they stay as the weights are. All ranks call it.
+
+    auto: bf16 where every rank's GPU has it. Raises LayoutError where it is asked for and some GPU has it not.
+    """
+    able = all(on_every_rank(lambda: device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)))
+    if config.precision == "bf16" and not able:
+        raise LayoutError("precision is bf16, but not every GPU here has it: set it to fp32, or to auto")
+    chosen = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and able)
+    return torch.bfloat16 if chosen else None

@@ -12,6 +12,7 @@ import os
 import platform
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,22 @@ def _created(path: Path, text: str) -> bool:
 class Attempt:
     """One start in attempts.jsonl, and its end in outcome.json (rank 0)."""
 
-    def __init__(self, folder: Path, generation: int, step: int, layout: dict[str, int], hosts: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        generation: int,
+        step: int,
+        stands_on: int | None,
+        layout: dict[str, int],
+        hosts: list[str],
+    ) -> None:
+        """`stands_on`: the generation that wrote the checkpoint taken up; None: from the start, or another run's."""
         self._folder, self._generation = folder, generation
+        (folder / "outcome.json").unlink(missing_ok=True)  # an earlier start's end is not this one's
         self._lines = JsonLines(folder / "attempts.jsonl", generation)
-        self._lines.append({"event": "start", "step": step, "time_s": time.time(), "layout": layout, "hosts": hosts})
+        start = {"event": "start", "step": step, "from": stands_on, "time_s": time.time()}
+        self._lines.append({**start, "layout": layout, "hosts": hosts})
+        self._lines.sync()
 
     def end(self, cause: str, code: int, step: int) -> None:
         """Say why it ended, with which exit code, after how many steps."""
@@ -117,9 +130,26 @@ class Attempt:
 
 
 def write_outcome(folder: Path, generation: int | None, cause: str, code: int) -> None:
-    """How a start ended, in one file that appears whole: launchers hide exit codes."""
+    """How a start ended, in one file that appears whole: launchers hide exit codes.
+
+    Where it cannot be written nothing is said: it is called when something else has gone wrong.
+    """
     record = {"generation": generation, "cause": cause, "code": code}
-    write_durably(folder / "outcome.json", json.dumps(record).encode())
+    with suppress(OSError):
+        write_durably(folder / "outcome.json", json.dumps(record).encode())
+
+
+def first_cause(folder: Path, generation: int, mine: str) -> str:
+    """What the first rank of this start to fail gave as its cause: exclusive creation of a file decides.
+
+    A rank writes it before it leaves the process group, so it is there when the others notice.
+    """
+    path = folder / "logs" / f"cause-g{generation:04d}.txt"
+    with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        if not _created(path, mine):
+            return path.read_text() or mine
+    return mine
 
 
 def host_name() -> str:

@@ -2,29 +2,38 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from dist_alexnet.checkpoint import store
-from dist_alexnet.config import Config
-from dist_alexnet.crash import say_error
+from dist_alexnet.config import Config, to_yaml
+from dist_alexnet.crash import say_error, traceback_in
 from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.loader import Share, training_batches
 from dist_alexnet.engine import Engine, LearnedTensor
-from dist_alexnet.environment import prepare_determinism, read_world
-from dist_alexnet.errors import BadSamplesError, DivergedError
-from dist_alexnet.evaluate import compute_dtype_of, evaluate
-from dist_alexnet.job import Job, exact, make_job
+from dist_alexnet.environment import is_restart, prepare_determinism, read_world
+from dist_alexnet.errors import BadSamplesError, CheckpointError, ConfigError, DivergedError
+from dist_alexnet.evaluate import agreed_compute_dtype, evaluate
+from dist_alexnet.job import exact, make_job
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.network.spec import Weighted
 from dist_alexnet.optim.schedules import rate_at
-from dist_alexnet.parallel.agree import on_every_rank, on_first_rank
+from dist_alexnet.parallel.agree import on_every_rank, on_first_rank, together
 from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
-from dist_alexnet.run_folder import Attempt, check_identity, claim, host_name, take_generation, write_outcome
+from dist_alexnet.run_folder import (
+    Attempt,
+    check_identity,
+    claim,
+    first_cause,
+    host_name,
+    take_generation,
+    write_outcome,
+)
 from dist_alexnet.track.console import open_console
 from dist_alexnet.track.jsonl import JsonLines
 from dist_alexnet.track.meter import Meter, batch_sums
@@ -34,45 +43,66 @@ from shards.errors import InputError
 from shards.index import ShardIndex
 
 
+def train_together(load: Callable[[], Config], resume: str = "auto") -> None:
+    """Join the other ranks, agree on the config, and train: what the command does on every rank.
+
+    A user's mistake that shows on one rank is every rank's. Under torchrun, which hides exit codes and starts again
+    after any failure, a mistake inside this run's own folder goes to its outcome.json, and the process exits 0.
+    """
+    world = read_world()
+    with distributed(world) as device:
+        config = together(load)
+        for other in on_every_rank(lambda: to_yaml(config)):
+            if other != to_yaml(config):
+                raise ConfigError("the ranks have read different configs: is the file the same on all hosts?")
+        run = _Run(config, device, resume)
+        try:
+            with traceback_in(config.run_folder):
+                run.story()
+        except InputError as error:
+            if world.launcher != "torchrun" or not run.claimed:
+                raise
+            say_error(str(error), only_rank_0=True)
+            if world.rank == 0:
+                write_outcome(config.run_folder, None, str(error), error.exit_code)
+            raise SystemExit(0) from error
+
+
 def train(config: Config, resume: str = "auto") -> None:
     """Train as the config says, from where the run stands. resume: auto, never, or the path of a checkpoint.
 
-    Raises the errors of dist_alexnet/errors.py. Under torchrun, which hides exit codes and starts again after any
-    failure, a user's error goes to stderr and to outcome.json, and the process exits 0.
+    Raises the errors of dist_alexnet/errors.py.
     """
-    world = read_world()
-    try:
-        job = make_job(config, world.world_size)
-        with distributed(world) as device:
-            _Run(job, device, resume).story()
-    except InputError as error:
-        if world.launcher != "torchrun":
-            raise
-        say_error(str(error), only_rank_0=True)
-        if world.rank == 0 and config.run_folder.is_dir():
-            write_outcome(config.run_folder, None, str(error), error.exit_code)
-        raise SystemExit(0) from error
+    with distributed(read_world()) as device:
+        _Run(config, device, resume).story()
+
+
+LOWER_RATE = "start another run (run.name) with a lower optimizer.lr; the checkpoints of this one are good"
 
 
 class _Run:
     """One start of a run, on one rank."""
 
-    def __init__(self, job: Job, device: torch.device, resume: str) -> None:
-        self.job, self.config, self.device, self.resume = job, job.config, device, resume
-        self.folder: Path = job.config.run_folder
+    def __init__(self, config: Config, device: torch.device, resume: str) -> None:
+        self.config, self.device, self.resume = config, device, resume
+        self.folder: Path = config.run_folder
+        self.claimed = False
+        self.keys: JsonLines | None = None
         self.mean_3 = torch.tensor(self.config.data.mean, device=device)
         self.faults: list[tuple[int, Fault]] = []  # (step, fault) not yet in the ledger
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
     def story(self) -> None:
         """From claiming the folder to the last checkpoint."""
+        self.job = together(lambda: make_job(self.config, dist.get_world_size()))
+        self.resume = on_first_rank(self._resume_now)
         on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
-        if self.config.run.deterministic:
-            _be_deterministic()
-        self.mesh = make_mesh(self.job.layout, self.device.type)
-        self.engine = self._engine()
-        self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
-        first = self._take_up()
+        self.claimed = True
+        self.prepare()
+        first = self.take_up()
+        if first > 0 and first >= self.job.total_steps:
+            self._nothing_left(first)
+            return
         self.generation = on_first_rank(lambda: take_generation(self.config))
         self.attempt = self._start_attempt(first)
         step = first
@@ -81,15 +111,29 @@ class _Run:
             for step in self._steps(first):  # noqa: B007 - read below
                 pass
         except BaseException as error:
-            self._end(f"{type(error).__name__}: {error}", int(getattr(error, "exit_code", 1)), step)
+            cause = first_cause(self.folder, self.generation, f"{type(error).__name__}: {error}")
+            self._end(cause, int(getattr(error, "exit_code", 1)), step)
             raise
         self._end("done", 0, step)
 
     # ---- set up -----------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Mesh, network, engine and sums: what a step needs."""
+        _choose_arithmetic(self.config, self.device)
+        self.mesh = make_mesh(self.job.layout, self.device.type)
+        self.engine = self._engine()
+        self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
+
+    def _resume_now(self) -> str:
+        """What `resume` means now: torchrun starts a run again with the first start's arguments, and it must go on."""
+        if not is_restart() or not (self.folder / "identity.json").exists():
+            return self.resume
+        return "auto" if self.resume == "never" or store.holds_checkpoint(self.folder) else self.resume
+
     def _engine(self) -> Engine:
         job, config = self.job, self.config
-        dtype = compute_dtype_of(config, self.device)
+        dtype = agreed_compute_dtype(config, self.device)
         module = ColumnNetwork(job.network, self.mesh, config.run.seed, dtype).to(self.device)
         learned = []
         for step in job.network.steps:
@@ -99,9 +143,10 @@ class _Run:
                     learned.append(LearnedTensor(tensor, parameter, multipliers.lr, multipliers.decay))
         return Engine(module, learned, config, self.mesh)
 
-    def _take_up(self) -> int:
+    def take_up(self) -> int:
         """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
         self.receipt: list[str] = []
+        self.stands_on: int | None = None  # generation of the checkpoint
         if self.resume == "never":
             return 0
         if self.resume == "auto":
@@ -111,19 +156,37 @@ class _Run:
         else:
             found, self.receipt = store.find(Path(self.resume))
         commit = found.commit
+        if not {"identity", "meter", "samples"} <= commit.state.keys():
+            raise CheckpointError(
+                f"checkpoint {found.folder} does not say of which run it is: another version wrote it"
+            )
         check_identity(commit.state["identity"], self.job.identity, f"checkpoint {found.folder}")
         with self.engine.loading():
             store.load(found, self.engine.fragments())
         self.meter.restore(commit.state["meter"])
+        self.stands_on = commit.generation if self.folder.resolve() in found.folder.resolve().parents else None
         self.receipt.append(f"resumed from {found.folder}: step {commit.step}, {commit.state['samples']} samples seen")
+        for name, now in store.versions().items():
+            if commit.versions.get(name) != now:
+                self.receipt.append(
+                    f"{name} was {commit.versions.get(name)}, is {now}: the bits may differ from here on"
+                )
         return commit.step
+
+    def _nothing_left(self, step: int) -> None:
+        console = open_console(dist.get_rank(), self.job.total_steps, step)
+        for line in (*self.receipt, f"nothing left to train: {step} of {self.job.total_steps} steps are done"):
+            console.message(line)
+        console.close()
+        if dist.get_rank() == 0:
+            write_outcome(self.folder, self.stands_on, "done", 0)
 
     def _start_attempt(self, first: int) -> Attempt | None:
         hosts = on_every_rank(host_name)
         if self.mesh.place.rank > 0:
             return None
         layout = {**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage}
-        return Attempt(self.folder, self.generation, first, layout, sorted(set(hosts)))
+        return Attempt(self.folder, self.generation, first, self.stands_on, layout, sorted(set(hosts)))
 
     def _tracker(self, first: int) -> Tracker:
         rank = self.mesh.place.rank
@@ -152,20 +215,17 @@ class _Run:
         batches = training_batches(
             self.job.train, self.config, self.job.batches, share, range(first, total), self.device.type == "cuda"
         )
-        keys = None
         if self.config.log.sample_keys:
-            keys = JsonLines(self.folder / "keys" / f"rank-{place.rank:05d}.jsonl", self.generation)
+            self.keys = JsonLines(self.folder / "keys" / f"rank-{place.rank:05d}.jsonl", self.generation)
         self.logged_at_s, self.logged_at_step = time.monotonic(), first
         for step in range(first + 1, total + 1):
-            self._step(step, batches, keys)
+            self._step(step, batches)
             self._after(step)
             yield step
-        if first >= total:
-            self.tracker.message(f"nothing left to train: {first} of {total} steps are done")
-            if first == 0:  # a run of no steps: the initial values, evaluated and saved
-                self._after(0)
+        if total == 0:  # a run of no steps: the initial values, evaluated and saved
+            self._after(0)
 
-    def _step(self, step: int, batches: Iterator[Batch], keys: JsonLines | None) -> None:
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
         self.engine.set_rate(self._rate(step))
         seen = []
@@ -181,11 +241,15 @@ class _Run:
             self.meter.add(batch_sums(loss_B.detach(), ahead_B, weight_B))
             seen.append(batch)
         self.meter.step_done()
+        if self.engine.skipped_steps:  # ZeRO 1-3 drop such a step without a word; ZeRO 0 does not
+            raise DivergedError(f"the gradient of step {step} is not finite: {LOWER_RATE}")
         if self.mesh.place.column == 0:  # columns of a replica saw the same pictures
             self.faults += [(step, fault) for batch in seen for fault in batch.faults]
-        if keys is not None:
+        if self.keys is not None:
             positions = [position for batch in seen for position in batch.position_b.tolist()]
-            keys.append({"step": step, "positions": positions, "keys": [key for batch in seen for key in batch.keys]})
+            self.keys.append(
+                {"step": step, "positions": positions, "keys": [key for batch in seen for key in batch.keys]}
+            )
 
     def _after(self, step: int) -> None:
         """What is due once `step` steps are done: a line of metrics, an evaluation, a checkpoint."""
@@ -204,11 +268,6 @@ class _Run:
     def _log(self, step: int) -> None:
         self._agree(step)
         values = self.meter.values()
-        if not math.isfinite(values["train/loss"]):
-            raise DivergedError(
-                f"the loss is {values['train/loss']} between steps {self.logged_at_step + 1} and {step}: lower "
-                "optimizer.lr, or go on from an earlier checkpoint with --resume PATH"
-            )
         if self.meter.agreed.steps:
             steps, spent_s = step - self.logged_at_step, time.monotonic() - self.logged_at_s
             values["optim/lr"] = self._rate(step)
@@ -224,12 +283,18 @@ class _Run:
         self.engine.train(False)
         result = evaluate(self.engine.forward, index, self.config, self.mesh, self.device)
         self.engine.train()
-        self._write_metrics(step, {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5})
+        values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
+        self._write_metrics(step, {**values, "val/bad_images": float(result.bad_images)})
         self.logged_at_s += time.monotonic() - started_s  # no training time
 
     def _save(self, step: int) -> None:
         started_s = time.monotonic()
         self._agree(step)
+        if not self.engine.is_finite():
+            raise DivergedError(f"a weight is not finite after step {step}, which is not saved: {LOWER_RATE}")
+        if self.keys is not None:  # lines that belong to a checkpoint are on disk before it counts
+            self.keys.sync()
+        self.tracker.sync()
         state = {
             "samples": step * self.config.data.batch_size,
             "meter": self.meter.state(),
@@ -253,6 +318,9 @@ class _Run:
     def _agree(self, step: int) -> None:
         """Bring all ranks' sums together, and write down the pictures that failed."""
         bad = self.meter.agree()
+        if not math.isfinite(self.meter.agreed.loss):
+            first = self.logged_at_step + 1
+            raise DivergedError(f"the loss is not finite between steps {first} and {step}: {LOWER_RATE}")
         if not bad:
             return
         found = sorted((fault.position, at, fault) for part in on_every_rank(lambda: self.faults) for at, fault in part)
@@ -261,9 +329,11 @@ class _Run:
             ledger = JsonLines(self.folder / "ledger.jsonl", self.generation)
             for _, at, fault in found:
                 ledger.append({"step": at, **vars(fault)})
+            ledger.sync()
             ledger.close()
         seen, total_bad = step * self.config.data.batch_size, self.meter.agreed.bad_samples
-        if total_bad > self.config.data.bad_samples.max_fraction * seen:
+        # Of one epoch at least: a single picture early on is no sign of a bad set.
+        if total_bad > self.config.data.bad_samples.max_fraction * max(seen, len(self.job.train)):
             worst = found[-1][2]
             raise BadSamplesError(
                 f"{total_bad} of {seen} pictures did not decode (the last: {worst.key} in {worst.url}), expected at "
@@ -297,7 +367,12 @@ class _Run:
             self.attempt.end(cause, code, step)
 
 
-def _be_deterministic() -> None:
-    prepare_determinism()
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+def _choose_arithmetic(config: Config, device: torch.device) -> None:
+    """fp32 means fp32 on GPUs, too: their default for convolutions, TF32, is good for 1e-3 only."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    if config.run.deterministic:
+        prepare_determinism()
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False

@@ -1,5 +1,6 @@
 """Sample numbers -> raw samples (key, JPEG bytes, label), read by offset out of the tars."""
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ MAX_OPEN_FILES = 64
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as it lies in the shards: its number in the index, key, undecoded JPEG, class, URL of its shard."""
+    """One sample as it lies in the shards: its number in the index, key, undecoded JPEG, class, and its shard's URL as
+    it may stand in a log.
+    """
 
     sample_id: int
     key: str
@@ -35,6 +38,7 @@ class ShardReader:
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self.opened: set[int] = set()
+        self._checked: set[int] = set()
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, least recently used first
 
     def read(self, sample_ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[RawSample]:
@@ -47,6 +51,21 @@ class ShardReader:
             raise IndexError(f"sample numbers {ids.min()}..{ids.max()} outside 0..{len(self.index) - 1}")
         rows = self.index.samples[ids]
         return [self._sample(i, *row) for i, row in zip(ids.tolist(), rows.tolist(), strict=True)]
+
+    def check_bytes(self, sample_id: int) -> None:
+        """Read the sample's whole shard and compare it with the index, once a shard. Raises StorageFault.
+
+        For a picture that does not decode: bytes that rotted are a fault of storage, and not of the picture.
+        """
+        shard = int(self.index.samples["shard"][sample_id])
+        if shard in self._checked:
+            return
+        url = self.index.shard_url(shard)
+        with storage.open_read(url) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.index.shards[shard].sha256:
+            raise StorageFault(f"{shown(url)} has another sha256 than the index says: bring the right file back")
+        self._checked.add(shard)
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
@@ -72,7 +91,7 @@ class ShardReader:
                 f"{shown(url)} is not what the index describes: sample {sample_id} at byte {offset - head} has {exc}; "
                 "bring the right file back or index it again"
             ) from exc
-        return RawSample(sample_id, key, data[head:], label, url)
+        return RawSample(sample_id, key, data[head:], label, shown(url))
 
     def _bytes(self, shard: int, url: str, start: int, length: int) -> bytes:
         path = storage.local_path(url)

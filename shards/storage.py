@@ -38,6 +38,11 @@ def check_url(url: str) -> None:
             f"a URL that begins with {scheme + ':'!r} is not read: give a local path or one of "
             f"{', '.join(s + '://' for s in SCHEMES)}"
         )
+    if scheme not in (None, "file") and "@" in urlsplit(url).netloc:
+        raise InputError(
+            f"the URL {shown(url)!r} holds a user or a password, which would end up in logs: give them to the client "
+            "library by its environment variables or its credentials file"
+        )
     if "::" in url:
         raise InputError(f"the URL {shown(url)!r} chains file systems with '::', which is not read: give one plain URL")
 

@@ -158,9 +158,10 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_sentence(tmp_path: Path)
 
 
 def test_a_start_and_its_end(tmp_path: Path) -> None:
-    attempt = Attempt(tmp_path, 3, 120, {"data": 2, "columns": 2}, [host_name()])
+    write_outcome(tmp_path, 2, "done", 0)  # of the start before: it must not speak for this one
+    attempt = Attempt(tmp_path, 3, 120, 2, {"data": 2, "columns": 2}, [host_name()])
     (start,) = read_lines(tmp_path / "attempts.jsonl")
-    assert (start["generation"], start["event"], start["step"]) == (3, "start", 120)
+    assert (start["generation"], start["event"], start["step"], start["from"]) == (3, "start", 120, 2)
     assert (start["layout"], start["hosts"]) == ({"data": 2, "columns": 2}, [host_name()])
     assert not (tmp_path / "outcome.json").exists()
     attempt.end("done", 0, 200)

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.storage import WriteResult
 
 from dist_alexnet.errors import CheckpointError
+from shards.errors import StorageFault
 
 CONTENTS = "contents.json"
 
@@ -119,7 +120,11 @@ def read_contents(folder: Path) -> Metadata:
                 places[MetadataIndex(name, torch.Size([offset]))] = _StorageInfo(file, start, size)
             size_whole = torch.Size([entry["elements"]])
             stored[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size_whole, chunks)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise CheckpointError(f"{folder / CONTENTS} is missing") from error
+        raise StorageFault(f"{folder / CONTENTS} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONTENTS} is not a table of contents: {error}") from error
     return Metadata(dict(stored), storage_data=places, storage_meta=StorageMeta())
 

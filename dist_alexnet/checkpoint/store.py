@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from dist_alexnet.checkpoint.flat import (
+    CONTENTS,
     FlatChunk,
     FlatReader,
     FlatWriter,
@@ -127,7 +128,8 @@ def load(found: Found, fragments: Iterable[Fragment]) -> None:
 def newest_good(run_folder: Path) -> tuple[Found | None, list[str]]:
     """The newest checkpoint whose files are what COMMIT promises, and a line for each that was passed over and why.
 
-    All ranks call it; the checksums are shared out among them.
+    None where none was ever committed. All ranks call it; the checksums are shared out among them. Raises
+    CheckpointError where there are some and none is whole, StorageFault where one cannot be read just now.
     """
     passed: list[str] = []
     for folder in on_first_rank(lambda: _candidates(run_folder)):
@@ -135,12 +137,22 @@ def newest_good(run_folder: Path) -> tuple[Found | None, list[str]]:
             return verified(folder), passed
         except CheckpointError as error:
             passed.append(str(error))
+    if passed:
+        raise CheckpointError(
+            f"no checkpoint of {run_folder} is whole ({'; '.join(passed)}): bring the files back, or choose another "
+            "run.name to start anew"
+        )
     return None, passed
+
+
+def holds_checkpoint(run_folder: Path) -> bool:
+    """Whether a run has a committed checkpoint, whole or not."""
+    return bool(_candidates(run_folder))
 
 
 def verified(folder: Path) -> Found:
     """A committed checkpoint, its files checked by all ranks together. Raises CheckpointError on every rank alike."""
-    commit = on_first_rank(lambda: read_commit(folder))
+    commit = on_first_rank(lambda: _checked_commit(folder))
     rank, world_size = dist.get_rank(), dist.get_world_size()
     on_every_rank(lambda: _check_files(folder, commit.files[rank::world_size]))
     return Found(folder, commit)
@@ -155,8 +167,7 @@ def find(path: Path) -> tuple[Found, list[str]]:
     if on_first_rank(lambda: not (path / "checkpoints").is_dir()):
         return verified(folder), []
     found, passed = newest_good(path)
-    if found is None:
-        raise CheckpointError(f"{path} holds no whole checkpoint: {'; '.join(passed)}")
+    assert found is not None  # resolve() has seen one
     return found, passed
 
 
@@ -189,6 +200,20 @@ def prune(run_folder: Path, keep: int, step: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _checked_commit(folder: Path) -> Commit:
+    """COMMIT, if it vouches for every file that the table of contents needs."""
+    commit = read_commit(folder)
+    missing = _needed(folder) - {record.name for record in commit.files}
+    if missing:
+        raise CheckpointError(f"{folder / COMMIT} does not vouch for {min(missing)}: it was changed")
+    return commit
+
+
+def _needed(folder: Path) -> set[str]:
+    places = read_contents(folder).storage_data or {}
+    return {CONTENTS, *(place.relative_path for place in places.values())}
+
+
 def read_commit(folder: Path) -> Commit:
     """What COMMIT in `folder` says. Raises CheckpointError."""
     try:
@@ -199,7 +224,9 @@ def read_commit(folder: Path) -> Commit:
         if values["version"] != 1:
             raise ValueError(f"its version is {values['version']!r}, expected 1")
         return Commit(files=files, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise _unreadable(folder / COMMIT, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / COMMIT} cannot be read: {error}") from error
 
 
@@ -224,15 +251,12 @@ def _records_of_all_ranks(folder: Path) -> list[FileRecord]:
     """Sizes and checksums of the files, shared out among the ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
-    def listed() -> list[str]:  # once: a network folder may show each rank another list
-        with _written(folder):
-            return sorted(path.name for path in folder.iterdir())
-
     def own() -> list[FileRecord]:
         with _written(folder):
             return [_record(folder / name) for name in names[rank::world_size]]
 
-    names = on_first_rank(listed)
+    # As the table of contents has them: a network folder may not yet list what another host wrote.
+    names = on_first_rank(lambda: sorted(_needed(folder)))
     return sorted((record for part in on_every_rank(own) for record in part), key=lambda record: record.name)
 
 
@@ -256,16 +280,23 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(path.name, path.stat().st_size, digest)
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError | StorageFault:
+    """A missing file makes no checkpoint; one that cannot be read just now must not cost the run its steps."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path} is missing")
+    return StorageFault(f"{path} cannot be read: {error}; check the storage, then start again")
+
+
 def _check_files(folder: Path, records: Iterable[FileRecord]) -> None:
     for promised in records:
         path = folder / promised.name
-        size = path.stat().st_size if path.is_file() else None
+        try:
+            size = path.stat().st_size if path.is_file() else None
+            found = _record(path) if size == promised.bytes else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if size != promised.bytes:
             raise CheckpointError(f"{path} has {size} bytes, expected {promised.bytes}: it is torn or was changed")
-        try:
-            found = _record(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
         if found != promised:
             raise CheckpointError(f"{path} has another sha256 than COMMIT says: it was changed")
 

@@ -166,6 +166,10 @@ def _loaded(
             pixels[slot] = _crop(sample, views, int(slot), data)
             weights[slot] = 1
         except DecodeFault as fault:
+            try:
+                reader.check_bytes(sample.sample_id)
+            except StorageFault as rotten:
+                return rotten
             faults.append(Fault(int(positions[slot]), sample.key, sample.url, str(fault)))
     return Batch(
         pixels_b3SS=torch.from_numpy(pixels),

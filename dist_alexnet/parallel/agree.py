@@ -5,7 +5,7 @@ Otherwise a rank that fails leaves the others waiting in their next collective.
 
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -30,6 +30,16 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, mine)
     return [_unpacked(outcome, rank) for rank, outcome in enumerate(outcomes)]
+
+
+def together(work: Callable[[], T]) -> T:
+    """Run `work` on every rank; this rank's result, or the first error on all of them."""
+    mine = _tried(work)
+    errors: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, (None, mine[1]))
+    for rank, outcome in enumerate(errors):
+        _unpacked(outcome, rank)
+    return cast(T, mine[0])
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, DistAlexnetError | str | None]:

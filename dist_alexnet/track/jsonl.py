@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class JsonLines:
         while rest:  # once, unless the disk is full or a signal came
             rest = rest[os.write(self._descriptor, rest) :]
         self._prefix = b""
+
+    def sync(self) -> None:
+        """Put every line so far on the disk: what the operating system holds goes with the machine."""
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Give the file back; a second call does nothing."""
@@ -61,25 +66,40 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def starts(attempts: Path) -> dict[int, int]:
-    """generation -> the step at which that start took the run up, from the run's attempts.jsonl."""
-    return {record["generation"]: record["step"] for record in read_lines(attempts) if record.get("event") == "start"}
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: the step at which it took the run up, and the generation whose checkpoint it stands on."""
+
+    step: int
+    stands_on: int | None
 
 
-def live_lines(path: Path, started: Mapping[int, int]) -> list[dict[str, Any]]:
+def starts(attempts: Path) -> dict[int, Start]:
+    """generation -> its start, from the run's attempts.jsonl."""
+    lines = [record for record in read_lines(attempts) if record.get("event") == "start"]
+    return {record["generation"]: Start(record["step"], record.get("from")) for record in lines}
+
+
+def live_lines(path: Path, started: Mapping[int, Start]) -> list[dict[str, Any]]:
     """The records that count. `started` is what starts() gave.
 
-    A record of generation g at step s is superseded when a later generation started at a step before s: the later
-    one did step s again. Records without a step always count.
+    They are the newest start's, those of the start it stands on up to the step where it took over, and so on back.
+    Steps that a start did beyond that were done again, or were never part of the run. Records without a step count.
     """
-    return [record for record in read_lines(path) if not _superseded(record, started)]
+    last_step: dict[int, float] = {}
+    generation = max(started, default=None)
+    limit: float = math.inf
+    while generation is not None and generation in started and generation not in last_step:
+        last_step[generation] = limit
+        limit, generation = started[generation].step, started[generation].stands_on
+    return [record for record in read_lines(path) if _counts(record, last_step)]
 
 
-def _superseded(record: Mapping[str, Any], started: Mapping[int, int]) -> bool:
+def _counts(record: Mapping[str, Any], last_step: Mapping[int, float]) -> bool:
     generation, step = record.get("generation"), record.get("step")
-    if not isinstance(generation, int) or not isinstance(step, int):
-        return False
-    return any(later > generation and resumed < step for later, resumed in started.items())
+    if not isinstance(generation, int) or not isinstance(step, int) or not last_step:
+        return True
+    return step <= last_step.get(generation, -1)
 
 
 def _encoded(value: Any) -> Any:

@@ -26,6 +26,11 @@ class Tracker:
             self._wandb.log(step, samples, {"epoch": epoch, **values})
         self._console.metrics(step, epoch, values)
 
+    def sync(self) -> None:
+        """Put the lines of metrics.jsonl on the disk."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
     def message(self, text: str) -> None:
         """One line for the person at the terminal."""
         self._console.message(text)

@@ -107,7 +107,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, values: Any) -> None:
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a table of contents"):
+    with pytest.raises(CheckpointError, match="is missing"):
         read_contents(tmp_path)
 
 

@@ -18,18 +18,15 @@ from dist_alexnet.job import make_job
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
-from dist_alexnet.track.meter import Meter
 from dist_alexnet.train import _Run, train
 
 
 def save_again(config: Config, name: str, extra: dict[str, Any]) -> None:
     """Load a run's newest checkpoint on this layout, and save it at once under another name."""
-    job = make_job(config, dist.get_world_size())
-    run = _Run(job, torch.device("cpu"), "auto")
-    run.mesh = make_mesh(job.layout, "cpu")
-    run.engine = run._engine()
-    run.meter = Meter(run.device, run.mesh.data, config.data.batch_size)
-    step = run._take_up()
+    run = _Run(config, torch.device("cpu"), "auto")
+    run.job = make_job(config, dist.get_world_size())
+    run.prepare()
+    step = run.take_up()
     assert step > 0
     to = Path(config.run.dir) / name
     parts = run.engine.fragments_to_save()

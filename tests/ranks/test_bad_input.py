@@ -97,20 +97,29 @@ def test_shards_that_are_not_right(config: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_under_torchrun(config: Path, trained: Path) -> None:
-    """Three ranks that two columns do not divide: one line, exit 0 so that it is not started again, an outcome."""
+    """Three ranks that two columns do not divide: one line, and nothing of the run that stands is touched."""
     before = digest_of(trained)
-    command = torchrun(
-        3, "--max-restarts=1", "-m", "dist_alexnet", "train", str(config), "run.name=stands", "parallel.columns=2"
-    )
+    command = torchrun(3, "-m", "dist_alexnet", "train", str(config), "run.name=stands", "parallel.columns=2")
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
         "error: world size is 3, expected a multiple of parallel.columns (2) x parallel.replicas (1) = 2: "
         "change one of them"
     ]
-    assert json.loads((trained / "outcome.json").read_text())["code"] == 2
-    after = digest_of(trained)
-    assert {name: digest for name, digest in after.items() if before.get(name) != digest}.keys() <= {"outcome.json"}
+    assert digest_of(trained) == before
+
+
+def test_a_mistake_in_its_own_folder_under_torchrun(config: Path, runs: Path, trained: Path) -> None:
+    """torchrun would start again after a failure: the mistake goes to outcome.json, and the ranks end well."""
+    run_cases(1, config, [Case("own", ("run.steps=2",))])
+    command = torchrun(2, "-m", "dist_alexnet", "train", str(config), "run.name=own", "--resume", str(trained / "keys"))
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        f"error: {trained / 'keys'} holds no committed checkpoint, expected a run folder or a folder such as "
+        "RUN/checkpoints/step-00000120: name one that has a COMMIT file"
+    ]
+    assert json.loads((runs / "own" / "outcome.json").read_text())["code"] == 2
 
 
 def test_too_many_torn_pictures(config: Path, runs: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_alexnet.track.jsonl import JsonLines, live_lines, read_lines, starts
+from dist_alexnet.track.jsonl import JsonLines, Start, live_lines, read_lines, starts
 
 
 def write(path: Path, generation: int, *records: Mapping[str, object]) -> None:
@@ -62,28 +62,41 @@ def test_a_torn_last_line_is_skipped_and_not_continued(tmp_path: Path, kept_byte
 
 
 def test_starts(tmp_path: Path) -> None:
-    write(tmp_path / "a", 0, {"event": "start", "step": 0}, {"event": "end", "step": 7})
-    write(tmp_path / "a", 1, {"event": "start", "step": 5})
-    assert starts(tmp_path / "a") == {0: 0, 1: 5}
+    write(tmp_path / "a", 1, {"event": "start", "step": 0, "from": None}, {"event": "end", "step": 7})
+    write(tmp_path / "a", 2, {"event": "start", "step": 5, "from": 1})
+    assert starts(tmp_path / "a") == {1: Start(0, None), 2: Start(5, 1)}
 
 
-def test_a_later_start_supersedes_what_it_did_again(tmp_path: Path) -> None:
+def test_what_a_later_start_did_again_is_superseded(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    write(path, 0, *({"step": step} for step in range(1, 8)))
-    write(path, 1, *({"step": step} for step in range(6, 10)))
-    write(path, 2, {"step": 4}, {"step": 5}, {"event": "no step"})
-    live = live_lines(path, {0: 0, 1: 5, 2: 3})
+    write(path, 1, *({"step": step} for step in range(1, 8)))
+    write(path, 2, *({"step": step} for step in range(6, 10)))
+    write(path, 3, {"step": 4}, {"step": 5}, {"event": "no step"})
+    live = live_lines(path, {1: Start(0, None), 2: Start(5, 1), 3: Start(3, 1)})
     assert [(record["generation"], record.get("step")) for record in live] == [
-        (0, 1),
-        (0, 2),
-        (0, 3),  # generation 2 took up after step 3
-        (2, 4),
-        (2, 5),
-        (2, None),
+        (1, 1),
+        (1, 2),
+        (1, 3),  # generation 3 took up after step 3
+        (3, 4),
+        (3, 5),
+        (3, None),
     ]
     assert len(read_lines(path)) == 14
 
 
-def test_an_earlier_start_supersedes_nothing(tmp_path: Path) -> None:
+def test_a_start_that_nothing_stands_on_supersedes_nothing(tmp_path: Path) -> None:
+    """Generation 2 went back to step 5 and died; generation 3 stands on what generation 1 saved at step 10."""
+    path = tmp_path / "m"
+    write(path, 1, *({"step": step} for step in range(1, 13)))
+    write(path, 2, {"step": 6}, {"step": 7})
+    write(path, 3, {"step": 11}, {"step": 12}, {"step": 13})
+    live = live_lines(path, {1: Start(0, None), 2: Start(5, 1), 3: Start(10, 1)})
+    assert [(record["generation"], record["step"]) for record in live] == [
+        *((1, step) for step in range(1, 11)),
+        *((3, step) for step in range(11, 14)),
+    ]
+
+
+def test_without_starts_every_line_counts(tmp_path: Path) -> None:
     write(tmp_path / "m", 1, {"step": 9})
-    assert len(live_lines(tmp_path / "m", {0: 0, 1: 5})) == 1
+    assert len(live_lines(tmp_path / "m", {})) == 1
