@@ -1,9 +1,12 @@
 """Sample numbers -> raw samples (key, JPEG bytes, label), read by offset out of the tars."""
 
 import hashlib
+import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,13 +103,26 @@ class ShardReader:
                 self._check_size(shard, url, storage.size_bytes(url))
             self.opened.add(shard)
             return storage.read_range(url, start, length)
-        try:
-            data = os.pread(self._file(shard, url), length, start)
-        except OSError as exc:
-            raise StorageFault(f"{url} could not be read ({exc.strerror}): check it, then start again") from exc
+        data = self._local_bytes(shard, url, start, length)
         if len(data) != length:
             raise StorageFault(f"{url} gave {len(data)} bytes from byte {start} where {length} were asked for")
         return data
+
+    def _local_bytes(self, shard: int, url: str, start: int, length: int) -> bytes:
+        """pread, tried again with the file opened anew: a network folder may lose a handle for a moment."""
+        for delay_s in (*storage.RETRY_DELAYS_S, None):
+            try:
+                return os.pread(self._file(shard, url), length, start)
+            except OSError as exc:
+                if delay_s is None or isinstance(exc, FileNotFoundError | PermissionError | IsADirectoryError):
+                    raise StorageFault(f"{url} could not be read ({exc.strerror}): check it, then start again") from exc
+                logging.getLogger("shards").warning("%s: %s, trying again in %g s", url, exc.strerror, delay_s)
+            stale = self._files.pop(shard, None)
+            if stale is not None:
+                with suppress(OSError):
+                    os.close(stale)
+            time.sleep(delay_s)
+        raise AssertionError("unreachable")
 
     def _file(self, shard: int, url: str) -> int:
         file = self._files.get(shard)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_alexnet.track.jsonl import live_lines, read_lines, starts
+from dist_alexnet.track.jsonl import Start, live_lines, read_lines, starts
 from tests.ranks.harness import (
     ROOT,
     Case,
@@ -181,13 +181,28 @@ def test_killed_and_taken_up_bit_for_bit(config: Path, runs: Path, world: int, l
     assert losses(runs / name) == losses(runs / f"{name}-whole")
     started = starts(runs / name / "attempts.jsonl")
     assert sorted(started) == [1, 2, 3]
+    assert started[1].stands_on is None
     deadline_s = time.monotonic() + 15
     while left_over(config) and time.monotonic() < deadline_s:  # loader workers of a killed rank end with it
         time.sleep(0.2)
     assert left_over(config) == []
-    assert all(step % 5 == 0 for step in started.values())
+    assert all(started[g].step % 5 == 0 for g in (1, 2, 3))
     # a resumed start stands at a checkpoint at most every_steps behind (the one being written may not have counted)
-    assert all(reached[g - 2] - 10 <= started[g] <= reached[g - 2] + 5 for g in (2, 3))
+    assert all(reached[g - 2] - 10 <= started[g].step <= reached[g - 2] + 5 for g in (2, 3))
+
+
+def test_killed_and_taken_up_elsewhere(config: Path, runs: Path) -> None:
+    """Two columns under ZeRO 1 lose a rank, one process under ZeRO 3 goes on: every sample once."""
+    length = (SAVING, "run.steps=30")
+    run_cases(1, config, [Case("elsewhere-whole", length)])
+    step = int.from_bytes(os.urandom(2), "little") % 20 + 6
+    print("killed at", step)  # shown when it fails
+    kill_a_rank_at(start(2, config, "run.name=elsewhere", *length, COLUMNS, zero(1)), runs / "elsewhere", 1, step, 1)
+    run_cases(1, config, [Case("elsewhere", (*length, zero(3)))])
+    assert keys_by_position(runs / "elsewhere") == keys_by_position(runs / "elsewhere-whole")
+    assert losses(runs / "elsewhere") == pytest.approx(losses(runs / "elsewhere-whole"), rel=1e-4)
+    assert difference(runs / "elsewhere", runs / "elsewhere-whole") < 1e-4
+    assert [start.step > 0 for start in starts(runs / "elsewhere" / "attempts.jsonl").values()] == [False, True]
 
 
 @pytest.mark.parametrize(("where", "rank"), [("data", 1), ("data", 0), ("commit", 0)])
@@ -200,7 +215,7 @@ def test_killed_in_a_save(config: Path, runs: Path, where: str, rank: int) -> No
         run_cases(2, config, [Case(name, over, "killed_in_save", extra)], timeout_s=120)
     assert (runs / name / "checkpoints" / "step-00000010" / "g0001").is_dir()
     run_cases(2, config, [Case(name, over)])
-    assert starts(runs / name / "attempts.jsonl") == {1: 0, 2: 5}
+    assert starts(runs / name / "attempts.jsonl") == {1: Start(0, None), 2: Start(5, 1)}
     whole = Case(f"{name}-whole", over)
     run_cases(2, config, [whole])
     here, there = tensors(runs / name), tensors(runs / whole.name)
@@ -221,6 +236,6 @@ def test_a_damaged_checkpoint_is_passed_over(config: Path, runs: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "another sha256" in done.stdout
-    assert starts(run / "attempts.jsonl") == {1: 0, 2: 5}
+    assert starts(run / "attempts.jsonl") == {1: Start(0, None), 2: Start(5, 1)}
     steps = [line["step"] for line in live_lines(run / "metrics.jsonl", starts(run / "attempts.jsonl"))]
     assert sorted(set(steps)) == list(range(1, 13))

@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from shards import reader as reader_module
+from shards import storage
 from shards.build import index_shards
 from shards.errors import StorageFault
 from shards.index import ShardIndex, read_index
@@ -118,3 +121,24 @@ def test_a_header_unlike_the_index_is_a_storage_fault(index: ShardIndex, damage:
     path.write_bytes(data)
     with pytest.raises(StorageFault, match=rf"train-1\.tar is not what the index describes: sample 7 at byte {at}"):
         ShardReader(index).read([7])
+
+
+def test_a_lost_handle_is_opened_anew(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ESTALE twice, as a network folder gives it: said, tried again, and the same bytes; for good it is a fault."""
+    expected = ShardReader(index).read([0])
+    reader, real, failures = ShardReader(index), os.pread, [errno.ESTALE, errno.EIO]
+
+    def flaky(file: int, length: int, start: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "lost for a moment")
+        return real(file, length, start)
+
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(os, "pread", flaky)
+    assert reader.read([0]) == expected
+    assert caplog.text.count("trying again") == 2
+    failures.extend([errno.EIO] * 3)
+    with pytest.raises(StorageFault, match="could not be read"):
+        reader.read([0])
