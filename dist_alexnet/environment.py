@@ -104,6 +104,11 @@ def is_restart(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
+def launch_id(environ: Mapping[str, str] = os.environ) -> str | None:
+    """torchrun's name for one launch: the same in a start and in what it starts again; None without torchrun."""
+    return environ.get("TORCHELASTIC_RUN_ID")
+
+
 def tell_deepspeed(device_type: str, environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the accelerator to DeepSpeed before it is imported, or it guesses, with a warning a rank on CPUs."""
     if device_type == "cpu":

@@ -18,6 +18,7 @@ from typing import Any
 
 from dist_alexnet.checkpoint.flat import write_durably
 from dist_alexnet.config import Config, to_yaml
+from dist_alexnet.environment import launch_id
 from dist_alexnet.errors import RunFolderError
 from dist_alexnet.track.jsonl import JsonLines
 
@@ -118,7 +119,7 @@ class Attempt:
         self._folder, self._generation = folder, generation
         (folder / "outcome.json").unlink(missing_ok=True)  # an earlier start's end is not this one's
         self._lines = JsonLines(folder / "attempts.jsonl", generation)
-        start = {"event": "start", "step": step, "from": stands_on, "time_s": time.time()}
+        start = {"event": "start", "step": step, "from": stands_on, "time_s": time.time(), "launch": launch_id()}
         self._lines.append({**start, "layout": layout, "hosts": hosts})
         self._lines.sync()
 

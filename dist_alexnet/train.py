@@ -15,7 +15,7 @@ from dist_alexnet.crash import say_error, traceback_in
 from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.loader import Share, training_batches
 from dist_alexnet.engine import Engine, LearnedTensor
-from dist_alexnet.environment import is_restart, prepare_determinism, read_world
+from dist_alexnet.environment import is_restart, launch_id, prepare_determinism, read_world
 from dist_alexnet.errors import BadSamplesError, CheckpointError, ConfigError, DivergedError
 from dist_alexnet.evaluate import agreed_compute_dtype, evaluate
 from dist_alexnet.job import exact, make_job
@@ -35,7 +35,7 @@ from dist_alexnet.run_folder import (
     write_outcome,
 )
 from dist_alexnet.track.console import open_console
-from dist_alexnet.track.jsonl import JsonLines
+from dist_alexnet.track.jsonl import JsonLines, starts
 from dist_alexnet.track.meter import Meter, batch_sums
 from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.track.wandb_run import WandbRun, start_wandb
@@ -127,9 +127,14 @@ class _Run:
 
     def _resume_now(self) -> str:
         """What `resume` means now: torchrun starts a run again with the first start's arguments, and it must go on."""
-        if not is_restart() or not (self.folder / "identity.json").exists():
+        if not is_restart():
             return self.resume
-        return "auto" if self.resume == "never" or store.holds_checkpoint(self.folder) else self.resume
+        started = starts(self.folder / "attempts.jsonl")
+        of_this_launch = [number for number, start in started.items() if start.launch == launch_id()]
+        if not of_this_launch:
+            return self.resume
+        saved = store.holds_checkpoint(self.folder, since_generation=min(of_this_launch))
+        return "auto" if saved or self.resume == "never" else self.resume
 
     def _engine(self) -> Engine:
         job, config = self.job, self.config

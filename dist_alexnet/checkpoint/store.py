@@ -145,9 +145,9 @@ def newest_good(run_folder: Path) -> tuple[Found | None, list[str]]:
     return None, passed
 
 
-def holds_checkpoint(run_folder: Path) -> bool:
-    """Whether a run has a committed checkpoint, whole or not."""
-    return bool(_candidates(run_folder))
+def holds_checkpoint(run_folder: Path, since_generation: int) -> bool:
+    """Whether a run has a committed checkpoint, whole or not, of this start or a later one."""
+    return any(int(path.name[1:]) >= since_generation for path in _candidates(run_folder))
 
 
 def verified(folder: Path) -> Found:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,13 @@ class Start:
 
     step: int
     stands_on: int | None
+    launch: str | None = field(default=None, compare=False)  # environment.launch_id of it
 
 
 def starts(attempts: Path) -> dict[int, Start]:
     """generation -> its start, from the run's attempts.jsonl."""
     lines = [record for record in read_lines(attempts) if record.get("event") == "start"]
-    return {record["generation"]: Start(record["step"], record.get("from")) for record in lines}
+    return {record["generation"]: Start(record["step"], record.get("from"), record.get("launch")) for record in lines}
 
 
 def live_lines(path: Path, started: Mapping[int, Start]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_alexnet.__main__ import leave
 from dist_alexnet.checkpoint import flat, store
 from dist_alexnet.config import Config, load_config
 from dist_alexnet.environment import read_world
@@ -134,3 +135,4 @@ def main(config: str, listed: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

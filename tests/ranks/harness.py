@@ -30,7 +30,14 @@ class Case:
 
 def environment() -> dict[str, str]:
     """For ranks on two cores: one thread each; no compiler behind DeepSpeed's import of torch."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        # Or ranks that torchrun starts again find the addresses of the dead ones, and wait for them.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 def torchrun(world_size: int, *arguments: str) -> list[str]:
