@@ -50,8 +50,16 @@ def run_cases(world_size: int, config: Path, cases: list[Case], timeout_s: float
     listed = config.with_name(f"cases-{world_size}-{cases[0].name}.json")
     listed.write_text(json.dumps([asdict(case) for case in cases]))
     command = torchrun(world_size, "-m", "tests.ranks.cases", str(config), str(listed))
-    done = subprocess.run(command, cwd=ROOT, env=environment(), timeout=timeout_s, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its ranks; killed, it would leave them behind
+        out, err = process.communicate(timeout=60)
+        raise AssertionError(f"still running after {timeout_s} s\n{out[-2000:]}\n{err[-6000:]}") from None
+    assert process.returncode == 0, f"{out[-2000:]}\n{err[-6000:]}"
 
 
 def losses(run: Path) -> list[float]:
