@@ -155,11 +155,12 @@ class _Run:
         if self.resume == "never":
             return 0
         if self.resume == "auto":
-            found, self.receipt = store.newest_good(self.folder)
+            found, passed_over = store.newest_good(self.folder)
             if found is None:
                 return 0
         else:
-            found, self.receipt = store.find(Path(self.resume))
+            found, passed_over = store.find(Path(self.resume))
+        self.receipt += [f"passed over: {line}" for line in passed_over]
         commit = found.commit
         if not {"identity", "meter", "samples"} <= commit.state.keys():
             raise CheckpointError(

@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,15 @@ import pytest
 
 if TYPE_CHECKING:
     from dist_alexnet.parallel.mesh import Mesh
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> "Iterator[None]":
+    """A process that joins ranks keeps its place in its environment: it must not be the next test's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

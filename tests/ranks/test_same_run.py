@@ -73,6 +73,7 @@ def ran(config: Path, runs: Path) -> Path:
         named = {**LAYOUTS[world], **CLIPPED.get(world, {}), **HALVED.get(world, {})}
         if world == 1:
             references = {"reference": (), "clip-reference": (CLIP,), "half-reference": HALF}
+            references["half-full-precision"] = ("run.steps=4", CLIP)
             named = {**references, **named}
         run_cases(world, config, [Case(name, overrides) for name, overrides in named.items()], timeout_s=600)
     return runs
@@ -120,16 +121,26 @@ def test_clipping_is_felt(ran: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for cases in HALVED.values() for name in cases])
 def test_the_same_run_in_half_precision(ran: Path, name: str) -> None:
-    """bf16 with clipping, ZeRO 0 included: the same up to bf16's rounding (2**-8), and another run than fp32's."""
-    here, reference = ran / name, ran / "half-reference"
-    assert losses(here) == pytest.approx(losses(reference), rel=1e-2)
-    assert losses(reference) != pytest.approx(losses(ran / "clip-reference")[:4], rel=1e-6)
-    ours, theirs = tensors(here), tensors(reference)
-    assert all(values.dtype == torch.float32 for values in ours.values())
-    weights = [key for key in ours if key.endswith("weight/weight")]
-    assert max(float((ours[key] - theirs[key]).norm() / theirs[key].norm()) for key in weights) < 1e-3
-    momenta = [key for key in ours if key.endswith("weight/momentum")]
-    assert max(float((ours[key] - theirs[key]).norm() / theirs[key].norm()) for key in momenta) < 5e-2
+    """bf16 with clipping, ZeRO 0 included: layouts are nearer to each other than bf16 is to fp32.
+
+    bf16 rounds to 2**-8, and another cut rounds elsewhere: the momentum of conv1 moves by 5 % when one rank only
+    accumulates. A norm that counts a piece twice or never would clip by another factor, so the momentum's length is
+    held to 1 %.
+    """
+    here, reference, full = (tensors(ran / run) for run in (name, "half-reference", "half-full-precision"))
+    assert all(values.dtype == torch.float32 for values in here.values())
+    assert losses(ran / name) == pytest.approx(losses(ran / "half-reference"), rel=1e-2)
+    assert losses(ran / "half-reference") != pytest.approx(losses(ran / "half-full-precision"), rel=1e-6)
+    for kind in ("weight/weight", "weight/momentum"):
+        keys = [key for key in here if key.endswith(kind)]
+        between_layouts = max(float((here[key] - reference[key]).norm() / reference[key].norm()) for key in keys)
+        between_precisions = max(float((full[key] - reference[key]).norm() / reference[key].norm()) for key in keys)
+        assert between_layouts < between_precisions
+    assert length_of_momentum(here) == pytest.approx(length_of_momentum(reference), rel=1e-2)
+
+
+def length_of_momentum(values: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([values[key] for key in sorted(values) if key.endswith("/momentum")]).norm())
 
 
 def test_what_must_differ_differs(ran: Path, config: Path) -> None:
