@@ -224,16 +224,15 @@ def test_killed_in_a_save(config: Path, runs: Path, where: str, rank: int) -> No
 
 def test_a_damaged_checkpoint_is_passed_over(config: Path, runs: Path) -> None:
     """A flipped byte in the newest step: the one before is taken up, and it is said why; the metrics go on."""
-    run_cases(2, config, [Case("damaged", (COLUMNS, SAVING, "run.steps=10"))])
-    run = runs / "damaged"
+    run_cases(2, config, [Case("flipped-bit", (COLUMNS, SAVING, "run.steps=10"))])
+    run = runs / "flipped-bit"
     victim = sorted((run / "checkpoints" / "step-00000010" / "g0001").glob("*.distcp"))[-1]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    done = subprocess.run(
-        torchrun(2, "-m", "dist_alexnet", "train", str(config), "run.name=damaged", "run.steps=12", SAVING, COLUMNS),
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+    over = ("run.name=flipped-bit", "run.steps=12", SAVING, COLUMNS)
+    command = torchrun(2, "-m", "dist_alexnet", "train", str(config), *over)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert "another sha256" in done.stdout
     assert starts(run / "attempts.jsonl") == {1: Start(0, None), 2: Start(5, 1)}
