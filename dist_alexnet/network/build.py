@@ -3,6 +3,7 @@
 Shapes: b images of this replica, B images of the model group (B = b * replicas), C channels, H W pixels, u units here.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,24 +11,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_alexnet.errors import LayoutError
-from dist_alexnet.network.initial import normal_rows
+from dist_alexnet.network.batch_norm import BatchNormLayer
+from dist_alexnet.network.initial import initial_rows
 from dist_alexnet.network.layers import (
     ConvLayer,
     FullyConnectedLayer,
+    LocalLayer,
     kept,
     response_norm,
     spatial_norm,
     widened,
 )
+from dist_alexnet.network.sizes import Network, Step
 from dist_alexnet.network.spec import (
+    AvgPool,
+    BatchNorm,
     Conv,
     Dropout,
     FullyConnected,
+    Local,
     MaxPool,
-    Network,
     ResponseNorm,
     SpatialNorm,
-    Step,
+    Weighted,
 )
 from dist_alexnet.parallel.collectives import (
     cross_entropy,
@@ -35,9 +41,26 @@ from dist_alexnet.parallel.collectives import (
     gather_features,
     gather_images,
     gather_units,
+    start_columns,
 )
 from dist_alexnet.parallel.layout import Layout, LogicalTensor, Place, owned_rows
 from dist_alexnet.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network is computed; what it computes is the same up to the rounding of these.
+
+    compute_dtype: autocast of convolutions and products (None: as the parameters are); norms, the last layer's product,
+    softmax and sums are never in half precision. exchange: what crosses the wire between columns and replicas (None:
+    as it is). channels_last: of activations, never of parameters. overlap: a convolution that reads both columns begins
+    with its own while the other is on its way.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    exchange: torch.dtype | None = None
+    channels_last: bool = False
+    overlap: bool = False
 
 
 def check_layout(network: Network, layout: Layout) -> None:
@@ -53,18 +76,29 @@ def check_layout(network: Network, layout: Layout) -> None:
 class ColumnNetwork(nn.Module):
     """One rank's part of a network.
 
-    seed: starts initial values and dropout. compute_dtype: autocast of convolutions and products (None: as the
-    parameters are); norms, the last layer's product, softmax and sums are never in half precision.
+    seed: starts initial values and dropout. batch_norm_parts: how many parts of the batch, each with its own
+    statistics, one forward of this rank holds (network/batch_norm.py).
     """
 
-    def __init__(self, network: Network, mesh: Mesh, seed: int, compute_dtype: torch.dtype | None = None) -> None:
+    pixel_std_3: Tensor
+
+    def __init__(
+        self,
+        network: Network,
+        mesh: Mesh,
+        seed: int,
+        arithmetic: Arithmetic = Arithmetic(),
+        batch_norm_parts: int = 1,
+    ) -> None:
         super().__init__()
         check_layout(network, mesh.layout)
-        self.network, self.mesh, self.seed, self.compute_dtype = network, mesh, seed, compute_dtype
+        self.network, self.mesh, self.seed, self.arithmetic = network, mesh, seed, arithmetic
+        self.batch_norm_parts = batch_norm_parts
         self.columns_here = network.columns // mesh.layout.columns
+        self.register_buffer("pixel_std_3", torch.tensor(network.pixel_std), persistent=False)
         self.weighted = nn.ModuleDict()
         for step in network.steps:
-            if isinstance(step.layer, Conv | FullyConnected):
+            if isinstance(step.layer, Weighted | BatchNorm):
                 self.weighted[_module_name(step.layer.name)] = self._weighted(step)
         for tensor in network.tensors:
             # DeepSpeed's norm counts a tensor where it is marked, or on model rank 0. Each piece is to count once over
@@ -74,21 +108,51 @@ class ColumnNetwork(nn.Module):
 
     def parameter_of(self, tensor: LogicalTensor) -> nn.Parameter:
         """This rank's rows of a logical tensor."""
-        layer, kind = tensor.name.split(".")
-        parameter: nn.Parameter = getattr(self.weighted[_module_name(layer)], kind)
+        parameter: nn.Parameter = self.values_of(tensor)  # type: ignore[assignment]
         return parameter
 
+    def values_of(self, tensor: LogicalTensor) -> Tensor:
+        """This rank's rows of a logical tensor, learned or a running statistic."""
+        layer, kind = tensor.name.split(".")
+        values: Tensor = getattr(self.weighted[_module_name(layer)], kind)
+        return values
+
+    def settle(self, dropped: bool = False) -> None:
+        """After each optimizer step: take the batch's statistics into the running ones, unless the step was dropped."""
+        for layer in self.weighted.values():
+            if isinstance(layer, BatchNormLayer):
+                layer.settle(dropped)
+
     def _weighted(self, step: Step) -> nn.Module:
-        layer, weight = step.layer, step.weight
-        assert isinstance(layer, Conv | FullyConnected)
+        layer, weight, bias = step.layer, step.weight, step.bias
         assert weight is not None
-        rows = owned_rows(weight, self.mesh.place)
-        values = normal_rows(self.seed, weight, rows, step.init_sd)
-        constants = torch.full((len(rows),), float(layer.init_bias))
-        if isinstance(layer, Conv):
-            groups = self.columns_here if layer.reads == "own" else 1
-            return ConvLayer(layer, values, constants, groups, self.mesh)
-        return FullyConnectedLayer(values, constants)
+        rows = owned_rows(weight.tensor, self.mesh.place)
+        values = initial_rows(self.seed, weight, rows)
+        constants = None if bias is None else initial_rows(self.seed, bias, rows)
+        if isinstance(layer, BatchNorm):
+            assert constants is not None
+            return BatchNormLayer(layer, values, constants, self.mesh, self.batch_norm_parts)
+        if isinstance(layer, FullyConnected):
+            return FullyConnectedLayer(values, constants, *self._columns_of(layer, weight.tensor, rows))
+        assert isinstance(layer, Conv | Local)
+        groups = self.columns_here if layer.reads == "own" else 1
+        if isinstance(layer, Local):
+            return LocalLayer(layer, values, constants, groups)
+        return ConvLayer(layer, values, constants, groups * layer.groups)
+
+    def _columns_of(
+        self, layer: FullyConnected, weight: LogicalTensor, rows: range
+    ) -> tuple[list[tuple[int, int]] | None, int]:
+        """Which column each run of this rank's rows reads, where it holds rows or features of more than one."""
+        if layer.reads == "all" or self.columns_here == 1:
+            return None, 1
+        each = weight.shape[0] // self.columns_here
+        runs = []
+        for column in range(self.columns_here):
+            own = range(max(rows.start, column * each), min(rows.stop, (column + 1) * each))
+            if own:
+                runs.append((column, len(own)))
+        return runs, self.columns_here
 
     def forward(
         self, x_bCHW: Tensor, label_b: Tensor, weight_b: Tensor, position_b: Tensor
@@ -100,24 +164,39 @@ class ColumnNetwork(nn.Module):
         """
         facts_b3 = torch.stack([label_b, position_b, weight_b.to(torch.int64)], dim=1)
         label_B, position_B, weight_B = gather_images(facts_b3, self.mesh).unbind(1)
-        logits_Bu, first_class = self.logits(x_bCHW, position_b, position_B)
+        logits_Bu, first_class = self.logits(x_bCHW, position_b, position_B, weight_b)
         loss_B, ahead_B = cross_entropy(logits_Bu, label_B, first_class, self.mesh)
         return loss_B, ahead_B, weight_B.to(loss_B.dtype)
 
-    def logits(self, x_bCHW: Tensor, position_b: Tensor, position_B: Tensor) -> tuple[Tensor, int]:
+    def logits(
+        self, x_bCHW: Tensor, position_b: Tensor, position_B: Tensor, weight_b: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """(logits_Bu, first class): this rank's classes, in fp32 at least, for all images of the model group."""
-        x, rows, cut = x_bCHW, range(0), False  # cut: x holds only this rank's channels or units
+        weight_b = torch.ones_like(position_b) if weight_b is None else weight_b
+        x, rows, cut = self._scaled(x_bCHW), range(0), False  # cut: x holds only this rank's channels or units
         last: LogicalTensor | None = None  # the fully connected layer whose units x holds
+        sent = self.arithmetic.exchange
         for step in self.network.steps:
             layer = step.layer
-            if isinstance(layer, Conv):
+            if isinstance(layer, Conv | Local):
+                other: tuple[Any, ...] = ()
                 if layer.reads == "all" and cut:
-                    x = gather_columns(x, self.mesh)
-                x, cut = self._product(layer.name, x), True
+                    if self._overlaps(layer):
+                        x, under_way = start_columns(x, self.mesh, sent)
+                        other = (under_way, self.mesh.place.column)
+                    else:
+                        x = gather_columns(x, self.mesh, sent)
+                x, cut = self._product(layer.name, x, *other), True
             elif isinstance(layer, FullyConnected):
                 assert step.weight is not None
-                x = gather_units(x, last, self.mesh) if last else gather_features(x.flatten(1), self.mesh)
-                x, last, rows = self._product(layer.name, x), step.weight, owned_rows(step.weight, self.mesh.place)
+                if last is None:
+                    x = gather_features(x.flatten(1), self.mesh, layer.reads, sent)
+                else:
+                    x = gather_units(x, last, self.mesh, layer.reads, sent)
+                last = step.weight.tensor
+                x, rows = self._product(layer.name, x), owned_rows(last, self.mesh.place)
+            elif isinstance(layer, BatchNorm):
+                x = self.weighted[_module_name(layer.name)](widened(x), weight_b)
             elif isinstance(layer, Dropout):
                 position, first = (position_B, rows.start) if last else (position_b, self._first_feature(x))
                 x = self._dropped(layer, x, position, first)
@@ -125,12 +204,19 @@ class ColumnNetwork(nn.Module):
                 x = self._pointwise(layer, x)
         return x, rows.start
 
-    def _product(self, name: str, x: Tensor) -> Tensor:
-        last = self.network.steps[-1].layer
-        if self.compute_dtype is None or (isinstance(last, FullyConnected) and name == last.name):
-            return self.weighted[_module_name(name)](widened(x))  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, dtype=self.compute_dtype):
-            return self.weighted[_module_name(name)](x)  # type: ignore[no-any-return]
+    def _scaled(self, x_bCHW: Tensor) -> Tensor:
+        x = x_bCHW if self.network.pixel_std == (1.0, 1.0, 1.0) else x_bCHW / self.pixel_std_3[:, None, None]
+        return x.contiguous(memory_format=torch.channels_last) if self.arithmetic.channels_last else x
+
+    def _overlaps(self, layer: Conv | Local) -> bool:
+        return self.arithmetic.overlap and self.mesh.layout.columns == 2 and isinstance(layer, Conv)
+
+    def _product(self, name: str, x: Tensor, *other: Any) -> Tensor:
+        last, dtype = self.network.steps[-1].layer, self.arithmetic.compute_dtype
+        if dtype is None or (isinstance(last, FullyConnected) and name == last.name):
+            return self.weighted[_module_name(name)](widened(x), *other)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, dtype=dtype):
+            return self.weighted[_module_name(name)](x, *other)  # type: ignore[no-any-return]
 
     def _pointwise(self, layer: Any, x: Tensor) -> Tensor:
         if isinstance(layer, ResponseNorm):
@@ -139,6 +225,8 @@ class ColumnNetwork(nn.Module):
             return spatial_norm(x, layer)
         if isinstance(layer, MaxPool):
             return F.max_pool2d(x, layer.size, layer.stride, ceil_mode=True)
+        if isinstance(layer, AvgPool):
+            return F.avg_pool2d(x, layer.size, layer.stride, ceil_mode=True)
         return F.relu(x)
 
     def _first_feature(self, x: Tensor) -> int:
@@ -147,9 +235,9 @@ class ColumnNetwork(nn.Module):
 
     def _dropped(self, layer: Dropout, x: Tensor, position: Tensor, first: int) -> Tensor:
         if not self.training:
-            return x * (1 - layer.rate)
-        mask = kept(self.seed, layer.name, layer.rate, position, first, x[0].numel())
-        return x * mask.view(x.shape)
+            return x * (1 - layer.rate) if layer.scale == "test" else x
+        mask = kept(self.seed, layer.name, layer.rate, position, first, x[0].numel()).view(x.shape)
+        return x * mask if layer.scale == "test" else x * mask / (1 - layer.rate)
 
 
 def _module_name(layer: str) -> str:

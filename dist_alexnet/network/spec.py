@@ -1,24 +1,21 @@
-"""What a network is: a short declaration, read from YAML, and what follows from it for a size.
+"""What a network is: a short declaration, read from YAML.
 
-A network is a list of layers in the order in which they are computed. Sizes are per column. A convolution reads its own
-column or all of them; a fully connected layer reads everything. Initial deviations are meant for the declared sizes
-(`image_size`, width 1); at another size each layer's deviation is multiplied by sqrt(declared fan-in / its fan-in), so
-that a narrow or small net starts with signals of the same size (unscaled, net 145 at width 0.25 on 64 pixels does not
-learn at all).
+A network is a list of layers in the order in which they are computed. Sizes are per column. A layer with weights reads
+its own column or all of them. What follows from a spec for a size (shapes, tensors) is in network/sizes.py.
 """
 
-import math
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dist_alexnet.errors import ConfigError
-from dist_alexnet.parallel.layout import LogicalTensor
 
 PRESETS = Path(__file__).parent / "presets"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+Reads = Literal["own", "all"]
 
 
 class _Part(BaseModel):
@@ -33,13 +30,27 @@ class Multipliers(_Part):
 
 
 class Weighted(_Part):
-    """What convolutions and fully connected layers share."""
+    """What convolutions, local and fully connected layers share.
 
-    name: str = Field(pattern=r"^[A-Za-z]\w*$")
-    init_sd: float = Field(gt=0, description="deviation of the normal initial weights, at the declared size")
+    init, of the weights: normal (deviation init_sd at the declared size); he (normal, sqrt(2 / fan-in)); xavier
+    (Caffe's: uniform within sqrt(3 / fan-in)); torch (its default: weights and biases uniform within sqrt(1 / fan-in)).
+    """
+
+    name: Name
+    init: Literal["normal", "he", "xavier", "torch"] = "normal"
+    init_sd: float | None = Field(None, gt=0, description="deviation of normal initial weights, at the declared size")
     init_bias: float = Field(0.0, description="initial value of every bias")
+    has_bias: bool = True
     weight: Multipliers = Multipliers()
     bias: Multipliers = Multipliers(lr=2.0, decay=0.0)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Weighted":
+        if (self.init == "normal") != (self.init_sd is not None):
+            raise ValueError(
+                f"init is {self.init} and init_sd {self.init_sd}, expected init_sd with normal, and only there"
+            )
+        return self
 
 
 class Conv(Weighted):
@@ -47,13 +58,40 @@ class Conv(Weighted):
     filters: int = Field(gt=0, description="per column")
     kernel: int = Field(gt=0)
     stride: int = Field(1, gt=0)
-    pad: int = Field(0, ge=0, description="zeros on every side; the output is rounded up, so the end may overhang")
-    reads: Literal["own", "all"] = Field("own", description="its own column, or all columns")
+    pad: int = Field(0, ge=0, description="zeros on every side")
+    reads: Reads = Field("own", description="its own column, or all columns")
+    groups: int = Field(1, gt=0, description="parts of a column that do not see each other (Caffe's `group`)")
+    rounding: Literal["up", "down"] = Field(
+        "up", description="of the count of outputs: up as in 2012, the last filters overhang the end; down as torch"
+    )
+
+
+class Local(Weighted):
+    """A convolution whose filters are not shared: each place of the output has its own weights and its own bias."""
+
+    kind: Literal["local"]
+    filters: int = Field(gt=0, description="per column")
+    kernel: int = Field(gt=0)
+    stride: int = Field(1, gt=0)
+    pad: int = Field(0, ge=0, description="zeros on every side")
+    reads: Reads = Field("own", description="its own column, or all columns")
 
 
 class FullyConnected(Weighted):
     kind: Literal["fc"]
     units: int | Literal["classes"] = Field(description="per column; 'classes': one a class, in all")
+    reads: Reads = Field("all", description="its own column, or all columns")
+
+
+class BatchNorm(_Part):
+    """Per map, over fixed parts of the global batch (network.batch_norm_groups); running statistics at test."""
+
+    kind: Literal["batch_norm"]
+    name: Name
+    eps: float = Field(1e-5, gt=0, description="added to the variance")
+    momentum: float = Field(0.1, gt=0, le=1, description="part of a step's statistics in the running ones")
+    weight: Multipliers = Multipliers(decay=0.0)
+    bias: Multipliers = Multipliers(decay=0.0)
 
 
 class Relu(_Part):
@@ -87,16 +125,30 @@ class MaxPool(_Part):
     stride: int = Field(2, gt=0)
 
 
+class AvgPool(_Part):
+    """Mean of the window's pixels that lie in the map; the last window may overhang it."""
+
+    kind: Literal["avg_pool"]
+    size: int = Field(3, gt=0)
+    stride: int = Field(2, gt=0)
+
+
 class Dropout(_Part):
-    """Training: a unit is zero with probability `rate`; test: every unit times 1 - rate (2012's form)."""
+    """Training: a unit is zero with probability `rate`.
+
+    scale test (2012): every unit times 1 - rate at test; scale training (torch, Caffe): kept units times 1 / (1 - rate)
+    in training.
+    """
 
     kind: Literal["dropout"]
-    name: str = Field(pattern=r"^[A-Za-z]\w*$")
+    name: Name
     rate: float = Field(0.5, ge=0, lt=1)
+    scale: Literal["test", "training"] = "test"
 
 
 Layer = Annotated[
-    Conv | FullyConnected | Relu | ResponseNorm | SpatialNorm | MaxPool | Dropout, Field(discriminator="kind")
+    Conv | Local | FullyConnected | BatchNorm | Relu | ResponseNorm | SpatialNorm | MaxPool | AvgPool | Dropout,
+    Field(discriminator="kind"),
 ]
 
 
@@ -105,49 +157,15 @@ class Spec(_Part):
 
     columns: Literal[1, 2]
     image_size: int = Field(gt=0, description="side in pixels for which the initial deviations are meant")
+    pixel_std: float | tuple[float, float, float] = Field(
+        1.0, description="what pixels (0-255, minus the mean) are divided by, one number or R, G, B"
+    )
     layers: tuple[Layer, ...]
 
-
-@dataclass(frozen=True)
-class Step:
-    """One layer at its real size. Shapes are of the whole network (all columns): (C, H, W) or (units,)."""
-
-    layer: Layer
-    reads: tuple[int, ...]
-    gives: tuple[int, ...]
-    weight: LogicalTensor | None = None
-    bias: LogicalTensor | None = None
-    init_sd: float = 0.0
-
-
-@dataclass(frozen=True)
-class Network:
-    """A spec at a width, image size and number of classes."""
-
-    columns: int
-    image_size: int
-    steps: tuple[Step, ...]
-
     @property
-    def tensors(self) -> tuple[LogicalTensor, ...]:
-        """Every parameter, in order."""
-        return tuple(tensor for step in self.steps for tensor in (step.weight, step.bias) if tensor is not None)
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(tensor.elements for tensor in self.tensors)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values that tell two networks apart; what a layer leaves at its default is not in them."""
-        return {
-            "columns": self.columns,
-            "image_size": self.image_size,
-            "layers": [
-                {**step.layer.model_dump(mode="json", exclude_defaults=True), "gives": list(step.gives)}
-                for step in self.steps
-            ],
-        }
+    def pixel_std_3(self) -> tuple[float, float, float]:
+        std = self.pixel_std
+        return std if isinstance(std, tuple) else (std, std, std)
 
 
 def load_spec(name: str) -> Spec:
@@ -177,77 +195,33 @@ def spec_from(values: Any, origin: str) -> Spec:
     return spec
 
 
-def network_for(
-    spec: Spec, *, num_classes: int, width: float = 1.0, image_size: int | None = None, dropout: float | None = None
-) -> Network:
-    """Sizes, tensors and initial deviations of `spec`. Raises ConfigError naming the layer that does not come out."""
-    declared = _sized(spec, num_classes, 1.0, spec.image_size)
-    sized = _sized(spec, num_classes, width, image_size or spec.image_size)
-    steps = []
-    for step, full in zip(sized, declared, strict=True):
-        layer = step.layer
-        if isinstance(layer, Dropout) and dropout is not None:
-            layer = layer.model_copy(update={"rate": dropout})
-        sd = 0.0
-        if isinstance(layer, Weighted) and step.weight and full.weight:
-            sd = layer.init_sd * math.sqrt(full.weight.row_elements / step.weight.row_elements)
-        steps.append(Step(layer, step.reads, step.gives, step.weight, step.bias, sd))
-    return Network(spec.columns, image_size or spec.image_size, tuple(steps))
+def differences(one: Spec, other: Spec) -> list[str]:
+    """Where two specs differ, a phrase each: the layer and its setting, first as in `one`, then as in `other`."""
+    found = []
+    for key in ("columns", "image_size", "pixel_std"):
+        if getattr(one, key) != getattr(other, key):
+            found.append(f"{key} {getattr(one, key)} against {getattr(other, key)}")
+    for number, (a, b) in enumerate(zip_longest(one.layers, other.layers), 1):
+        if a == b:
+            continue
+        if a is None or b is None or a.kind != b.kind:
+            found.append(f"layer {number}: {_label(a)} against {_label(b)}")
+            continue
+        for key, value in a.model_dump().items():
+            if value != getattr(b, key) and value != b.model_dump()[key]:
+                found.append(f"layer {number} ({_label(a)}): {key} {value} against {b.model_dump()[key]}")
+    return found
 
 
-def _sized(spec: Spec, num_classes: int, width: float, image_size: int) -> list[Step]:
-    steps: list[Step] = []
-    shape: tuple[int, ...] = (3, image_size, image_size)
-    for number, layer in enumerate(spec.layers, 1):
-        steps.append(_step(number, layer, shape, spec.columns, num_classes, width))
-        shape = steps[-1].gives
-    return steps
-
-
-def _step(number: int, layer: Layer, shape: tuple[int, ...], columns: int, num_classes: int, width: float) -> Step:
-    if isinstance(layer, Conv):
-        filters = columns * _scaled(layer.name, "filters", layer.filters, width)
-        side = _outputs(shape[1] + 2 * layer.pad, layer.kernel, layer.stride, layer.name)
-        channels = shape[0] if layer.reads == "all" else shape[0] // columns
-        return Step(
-            layer,
-            shape,
-            (filters, side, side),
-            LogicalTensor(f"{layer.name}.weight", (filters, channels, layer.kernel, layer.kernel), "column"),
-            LogicalTensor(f"{layer.name}.bias", (filters,), "column"),
-        )
-    if isinstance(layer, FullyConnected):
-        units = num_classes if layer.units == "classes" else columns * _scaled(layer.name, "units", layer.units, width)
-        return Step(
-            layer,
-            shape,
-            (units,),
-            LogicalTensor(f"{layer.name}.weight", (units, math.prod(shape)), "group"),
-            LogicalTensor(f"{layer.name}.bias", (units,), "group"),
-        )
-    if isinstance(layer, MaxPool):
-        side = _outputs(shape[1], layer.size, layer.stride, f"layer {number} (max_pool)")
-        return Step(layer, shape, (shape[0], side, side))
-    return Step(layer, shape, shape)
-
-
-def _scaled(name: str, what: str, size: int, width: float) -> int:
-    scaled = size * width
-    if scaled != round(scaled) or scaled < 1:
-        raise ConfigError(f"network.width is {width}, which gives {name} {scaled:g} {what}: expected a whole number")
-    return round(scaled)
-
-
-def _outputs(side: int, kernel: int, stride: int, name: str) -> int:
-    """1 + ceil((side - kernel) / stride): the count of 2012, in which the last window may overhang the end."""
-    if side < kernel:
-        raise ConfigError(f"{name} sees {side} pixels, expected at least {kernel}: raise data.image_size")
-    return 1 + -(-(side - kernel) // stride)
+def _label(layer: Any) -> str:
+    return "none" if layer is None else str(getattr(layer, "name", layer.kind))
 
 
 def _check(spec: Spec, origin: str) -> None:
     """What the types cannot say. Raises ConfigError naming layer, parameter and allowed values."""
-    names = [layer.name for layer in spec.layers if isinstance(layer, Weighted | Dropout)]
+    if min(spec.pixel_std_3) <= 0:
+        raise ConfigError(f"network {origin}: pixel_std is {spec.pixel_std}, expected numbers above 0")
+    names = [layer.name for layer in spec.layers if isinstance(layer, Weighted | BatchNorm | Dropout)]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"network {origin}: two layers are named {name!r}, expected names of their own")
@@ -255,32 +229,36 @@ def _check(spec: Spec, origin: str) -> None:
     last = spec.layers[-1] if spec.layers else None
     if not isinstance(last, FullyConnected) or last.units != "classes":
         raise ConfigError(f"network {origin}: the last layer must be kind fc with units: classes")
+    if last.reads != "all":
+        raise ConfigError(f"network {origin}: {last.name} reads 'own', expected 'all': classes belong to no column")
     if not isinstance(weighted[0], Conv):
         raise ConfigError(f"network {origin}: the first layer with weights is {weighted[0].name}, expected kind conv")
+    if weighted[0].reads != "all":
+        raise ConfigError(f"network {origin}: {weighted[0].name} reads 'own', expected 'all' for the image")
     connected = begun = False
     for number, layer in enumerate(spec.layers, 1):
-        if not begun and isinstance(layer, ResponseNorm | Dropout):
-            raise ConfigError(
-                f"network {origin}: layer {number} ({layer.kind}) works on a column's own maps, expected behind a conv"
-            )
+        where = f"network {origin}: layer {number} ({_label(layer)})"
+        if not begun and isinstance(layer, ResponseNorm | Dropout | BatchNorm):
+            raise ConfigError(f"{where} works on a column's own maps, expected behind a conv")
         begun = begun or isinstance(layer, Conv)
         if isinstance(layer, FullyConnected):
+            if layer.units == "classes" and layer is not last:
+                raise ConfigError(f"{where} has units 'classes', expected a number: only the last layer has them")
             connected = True
         elif connected and not isinstance(layer, Relu | Dropout):
-            raise ConfigError(
-                f"network {origin}: a {layer.kind} layer stands after a fc layer, expected relu or dropout"
-            )
-        if isinstance(layer, Conv) and layer is weighted[0] and layer.reads != "all":
-            raise ConfigError(f"network {origin}: {layer.name} reads {layer.reads!r}, expected 'all' for the image")
-        if isinstance(layer, MaxPool) and layer.stride > layer.size:
-            raise ConfigError(
-                f"network {origin}: layer {number} (max_pool) has stride {layer.stride}, expected at most its size "
-                f"({layer.size})"
-            )
-        if isinstance(layer, SpatialNorm) and layer.size % 2 == 0:
-            raise ConfigError(
-                f"network {origin}: layer {number} (spatial_norm) has size {layer.size}, expected an odd number"
-            )
+            raise ConfigError(f"{where} stands after a fc layer, expected relu or dropout there")
+        _check_layer(layer, where)
+
+
+def _check_layer(layer: Any, where: str) -> None:
+    if isinstance(layer, MaxPool | AvgPool) and layer.stride > layer.size:
+        raise ConfigError(f"{where} has stride {layer.stride}, expected at most its size ({layer.size})")
+    if isinstance(layer, SpatialNorm) and layer.size % 2 == 0:
+        raise ConfigError(f"{where} has size {layer.size}, expected an odd number")
+    if isinstance(layer, Conv) and layer.groups > 1 and layer.filters % layer.groups:
+        raise ConfigError(f"{where} has {layer.filters} filters, expected a multiple of groups ({layer.groups})")
+    if isinstance(layer, FullyConnected) and isinstance(layer.units, int) and layer.units < 1:
+        raise ConfigError(f"{where} has {layer.units} units, expected at least 1")
 
 
 def _sentence(error: ValidationError, values: Any) -> str:

@@ -14,21 +14,21 @@ from shards.errors import DistAlexnetError
 T = TypeVar("T")
 
 
-def on_first_rank(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0; its result, or its error, is every rank's."""
+def on_first_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Run `work` on rank 0; its result, or its error, is every rank's. `group`: of all ranks, for another thread."""
     box: list[Any] = [None]
     if dist.get_rank() == 0:
         box[0] = _tried(work)
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     result: T = _unpacked(box[0], 0)
     return result
 
 
-def on_every_rank(work: Callable[[], T]) -> list[T]:
+def on_every_rank(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
     """Run `work` on every rank; all results in order of rank, or the first error on all of them."""
     mine = _tried(work)
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, mine)
+    dist.all_gather_object(outcomes, mine, group=group)
     return [_unpacked(outcome, rank) for rank, outcome in enumerate(outcomes)]
 
 

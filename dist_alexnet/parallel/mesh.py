@@ -17,28 +17,46 @@ class Mesh:
     model: dist.ProcessGroup  # the model group: columns x replicas, column fastest
     replica: dist.ProcessGroup  # same column, other replicas of the model group
     column: dist.ProcessGroup  # same replica, other columns of the model group
+    sharing: dist.ProcessGroup | None = None  # same column, neighbours that share a batch norm's statistics
 
     @property
     def layout(self) -> Layout:
         return self.place.layout
 
 
-def make_mesh(layout: Layout, device_type: str) -> Mesh:
-    """Build the mesh of `layout` over the whole world (torch.distributed is initialised). All ranks call it."""
+def make_mesh(layout: Layout, device_type: str, sharing: int = 1) -> Mesh:
+    """Build the mesh of `layout` over the whole world (torch.distributed is initialised). All ranks call it.
+
+    sharing: how many neighbours of one column share a batch norm's statistics.
+    """
     axes = init_device_mesh(
         device_type,
         (layout.data, layout.replicas, layout.columns),
         mesh_dim_names=("data", "replica", "column"),
     )
     place = Place(layout, dist.get_rank())
-    model = None
-    for data_rank in range(layout.data):
-        first = data_rank * layout.group_ranks
-        group = dist.new_group(list(range(first, first + layout.group_ranks)))
-        if data_rank == place.data_rank:
-            model = group
+    model = _own_group(
+        [
+            range(data * layout.group_ranks, (data + 1) * layout.group_ranks)  # column fastest, then replica
+            for data in range(layout.data)
+        ]
+    )
     assert model is not None
-    return Mesh(place, axes.get_group("data"), model, axes.get_group("replica"), axes.get_group("column"))
+    shared = None
+    if sharing > 1:
+        lines = [range(column, layout.world_size, layout.columns) for column in range(layout.columns)]
+        shared = _own_group([line[first : first + sharing] for line in lines for first in range(0, len(line), sharing)])
+    return Mesh(place, axes.get_group("data"), model, axes.get_group("replica"), axes.get_group("column"), shared)
+
+
+def _own_group(groups: list[range]) -> dist.ProcessGroup | None:
+    """Make all groups, as every rank must; the one that this rank is in."""
+    own = None
+    for ranks in groups:
+        group = dist.new_group(list(ranks))
+        if dist.get_rank() in ranks:
+            own = group
+    return own
 
 
 class ModelParallelUnit:

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from dist_alexnet.network import build
 from dist_alexnet.network.build import ColumnNetwork
-from dist_alexnet.network.spec import load_spec, network_for
+from dist_alexnet.network.sizes import Learned, network_for
+from dist_alexnet.network.spec import load_spec
 from dist_alexnet.parallel.mesh import Mesh
 from tests.network.plain import FORWARD, mask
 
@@ -73,11 +74,13 @@ def test_loss_and_all_gradients(alone: Mesh, preset: str, side: int, mode: str) 
 def test_logits_at_full_size(alone: Mesh, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """1000 classes, 224 pixels, full width. Drawing by hash would take most of a minute: torch draws instead."""
 
-    def normal(seed: int, tensor: object, rows: range, sd: float) -> Tensor:
+    def drawn(seed: int, learned: Learned, rows: range) -> Tensor:
         random = torch.Generator().manual_seed(len(rows))
-        return torch.randn(len(rows), *tensor.shape[1:], generator=random) * sd  # type: ignore[attr-defined]
+        values = torch.randn(len(rows), *learned.tensor.shape[1:], generator=random)
+        size = learned.initial.size
+        return torch.full_like(values, size) if learned.initial.kind == "constant" else values * size
 
-    monkeypatch.setattr(build, "normal_rows", normal)
+    monkeypatch.setattr(build, "initial_rows", drawn)
     module = made(preset, alone, num_classes=1000).eval()
     x, position = pictures(1, 224), torch.tensor([0])
     with torch.no_grad():

@@ -9,7 +9,8 @@ import torch
 from dist_alexnet.network import initial
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.network.initial import normal_rows
-from dist_alexnet.network.spec import Network, load_spec, network_for
+from dist_alexnet.network.sizes import Network, network_for
+from dist_alexnet.network.spec import load_spec
 from dist_alexnet.parallel.layout import LogicalTensor
 from dist_alexnet.parallel.mesh import Mesh
 from tests.network.plain import word
@@ -25,13 +26,13 @@ NARROWER = dict(zip(LAYERS, (1, 4, 4, 4, 4, 144, 4, 4), strict=True))
 
 
 def deviations(network: Network) -> dict[str, float]:
-    return {step.weight.name.split(".")[0]: step.init_sd for step in network.steps if step.weight}
+    return {step.weight.tensor.name.split(".")[0]: step.weight.initial.size for step in network.steps if step.weight}
 
 
 def values(network: Network, layer: str, rows: int) -> torch.Tensor:
-    step = next(step for step in network.steps if step.weight and step.weight.name == f"{layer}.weight")
+    step = next(step for step in network.steps if step.weight and step.weight.tensor.name == f"{layer}.weight")
     assert step.weight is not None
-    return normal_rows(0, step.weight, range(rows), step.init_sd)
+    return normal_rows(0, step.weight.tensor, range(rows), step.weight.initial.size)
 
 
 @pytest.mark.parametrize("preset", sorted(DEVIATIONS))

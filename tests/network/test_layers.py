@@ -1,12 +1,26 @@
 """Layers by themselves, against loops and torch, and the windows that overhang."""
 
+import itertools
+import math
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dist_alexnet.network.layers import ConvLayer, kept, response_norm, spatial_norm, widened
-from dist_alexnet.network.spec import Conv, ResponseNorm, SpatialNorm
+from dist_alexnet.errors import LayoutError
+from dist_alexnet.network.batch_norm import BatchNormLayer, Parts, parts_on
+from dist_alexnet.network.layers import (
+    ConvLayer,
+    FullyConnectedLayer,
+    LocalLayer,
+    kept,
+    response_norm,
+    spatial_norm,
+    widened,
+)
+from dist_alexnet.network.spec import BatchNorm, Conv, Local, ResponseNorm, SpatialNorm
+from dist_alexnet.parallel.layout import Layout
 from dist_alexnet.parallel.mesh import Mesh
 from tests.network.plain import word
 
@@ -68,34 +82,162 @@ def test_norms_are_never_in_half_precision() -> None:
     assert widened(noise(1)).dtype == torch.float64
 
 
-def tap(mesh: Mesh, row: int, column: int) -> ConvLayer:
+def tap(row: int, column: int) -> ConvLayer:
     """conv1 with one weight that is 1: its output shows which pixel stands under that tap."""
     weight = torch.zeros(1, 1, 11, 11)
     weight[0, 0, row, column] = 1
     layer = Conv(kind="conv", name="conv1", filters=1, kernel=11, stride=4, reads="all", init_sd=1)
-    return ConvLayer(layer, weight, torch.zeros(1), 1, mesh)
+    return ConvLayer(layer, weight, torch.zeros(1), 1)
 
 
-def test_conv1_overhangs_at_the_right_and_the_bottom_only(alone: Mesh) -> None:
+def test_conv1_overhangs_at_the_right_and_the_bottom_only() -> None:
     """224 pixels give 55 windows: window i begins at pixel 4i, and the last one has 3 pixels of zeros at its end."""
     side = 224
     x = (1 + torch.arange(side * side, dtype=torch.float32)).view(1, 1, side, side)
-    first = tap(alone, 0, 0)(x)
+    first = tap(0, 0)(x)
     assert first.shape == (1, 1, 55, 55)
     assert torch.equal(first[0, 0], x[0, 0, 0::4, 0::4][:55, :55])  # padding at the start would move this
-    last_inside = tap(alone, 7, 7)(x)
+    last_inside = tap(7, 7)(x)
     assert last_inside[0, 0, 54, 54] == x[0, 0, 223, 223]
-    outside = tap(alone, 10, 0)(x)[0, 0]
+    outside = tap(10, 0)(x)[0, 0]
     assert (outside[54] == 0).all()
     assert (outside[:54] != 0).all()
-    outside = tap(alone, 0, 8)(x)[0, 0]
+    outside = tap(0, 8)(x)[0, 0]
     assert (outside[:, 54] == 0).all()
     assert (outside[:, :54] != 0).all()
 
 
 @pytest.mark.parametrize(("side", "outputs"), [(11, 1), (12, 2), (15, 2), (16, 3), (227, 55), (228, 56)])
-def test_windows_are_rounded_up(alone: Mesh, side: int, outputs: int) -> None:
-    assert tap(alone, 0, 0)(torch.ones(1, 1, side, side)).shape == (1, 1, outputs, outputs)
+def test_windows_are_rounded_up(side: int, outputs: int) -> None:
+    assert tap(0, 0)(torch.ones(1, 1, side, side)).shape == (1, 1, outputs, outputs)
+
+
+def test_windows_may_be_rounded_down_as_in_torch() -> None:
+    layer = Conv(kind="conv", name="c", filters=1, kernel=11, stride=4, pad=2, reads="all", init_sd=1, rounding="down")
+    x = noise(1, 3, 224, 224)
+    weight, bias = torch.randn(4, 3, 11, 11), torch.randn(4)
+    ours = ConvLayer(layer, weight, bias, 1)(x.float())
+    assert ours.shape == (1, 4, 55, 55)
+    assert torch.equal(ours, F.conv2d(x.float(), weight, bias, stride=4, padding=2))
+
+
+# ---- local layers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("groups", "pad", "stride", "side"), [(1, 1, 1, 5), (2, 0, 1, 4), (2, 1, 2, 6)])
+def test_a_local_layer_is_a_sum_written_by_hand(groups: int, pad: int, stride: int, side: int) -> None:
+    layer = Local(kind="local", name="l", filters=4, kernel=3, stride=stride, pad=pad, init_sd=1)
+    out = 1 + math.ceil((side + 2 * pad - 3) / stride)
+    weight, bias = noise(4, out, out, 6 // groups, 3, 3), noise(4, out, out)
+    x = noise(2, 6, side, side)
+    padded = F.pad(x, (pad, pad + 3, pad, pad + 3))
+    ours = LocalLayer(layer, weight, bias, groups)(x)
+    assert ours.shape == (2, 4, out, out)
+    for image, unit, row, column in itertools.product(range(2), range(4), range(out), range(out)):
+        first = 6 // groups * (unit * groups // 4)
+        window = padded[
+            image, first : first + 6 // groups, row * stride : row * stride + 3, column * stride : column * stride + 3
+        ]
+        expected = float((window * weight[unit, row, column]).sum() + bias[unit, row, column])
+        assert float(ours[image, unit, row, column]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_local_layer_with_equal_weights_everywhere_is_a_convolution() -> None:
+    conv = Conv(kind="conv", name="c", filters=4, kernel=3, pad=1, reads="all", init_sd=1)
+    local = Local(kind="local", name="l", filters=4, kernel=3, pad=1, init_sd=1)
+    x, weight, bias = noise(2, 3, 7, 7), noise(4, 3, 3, 3), noise(4)
+    everywhere = weight[:, None, None].expand(4, 7, 7, 3, 3, 3).contiguous()
+    ours = LocalLayer(local, everywhere, bias[:, None, None].expand(4, 7, 7).contiguous(), 1)(x)
+    assert torch.allclose(ours, ConvLayer(conv, weight, bias, 1)(x), rtol=1e-12)
+
+
+# ---- columns of a fully connected layer -----------------------------------------------------------------------------
+
+
+def test_rows_that_read_their_own_column() -> None:
+    x, weight, bias = noise(3, 10), noise(7, 5), noise(7)
+    ours = FullyConnectedLayer(weight, bias, [(0, 3), (1, 4)], 2)(x)
+    assert torch.allclose(ours[:, :3], x[:, :5] @ weight[:3].T + bias[:3], rtol=1e-12)
+    assert torch.allclose(ours[:, 3:], x[:, 5:] @ weight[3:].T + bias[3:], rtol=1e-12)
+    only_second = FullyConnectedLayer(weight, bias, [(1, 7)], 2)(x)
+    assert torch.allclose(only_second, x[:, 5:] @ weight.T + bias, rtol=1e-12)
+
+
+# ---- batch norm -----------------------------------------------------------------------------------------------------
+
+
+def batch_norm(mesh: Mesh, maps: int, parts: int) -> BatchNormLayer:
+    layer = BatchNorm(kind="batch_norm", name="b")
+    return BatchNormLayer(layer, 1 + noise(maps) / 9, noise(maps), mesh, parts).double()
+
+
+def test_each_part_is_normalised_as_torch_does_it(alone: Mesh) -> None:
+    ours, x = batch_norm(alone, 4, 3), (noise(6, 4, 5, 5) * 3 + 1).requires_grad_()
+    theirs = nn.BatchNorm2d(4).double()
+    theirs.load_state_dict({**theirs.state_dict(), "weight": ours.weight.data, "bias": ours.bias.data})
+    y = ours(x, torch.ones(6))
+    expected = torch.cat([theirs(part) for part in x.chunk(3)])
+    assert torch.allclose(y, expected, rtol=1e-10, atol=1e-12)
+    weight = noise(*y.shape)
+    (grad,) = torch.autograd.grad((y * weight).sum(), x, retain_graph=True)
+    (expected_grad,) = torch.autograd.grad((expected * weight).sum(), x)
+    assert torch.allclose(grad, expected_grad, rtol=1e-8, atol=1e-12)
+
+
+def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(alone: Mesh) -> None:
+    ours, x = batch_norm(alone, 4, 2), noise(8, 4, 5, 5) * 3 + 1
+    for micro in x.chunk(2):
+        ours(micro, torch.ones(4))
+    assert torch.equal(ours.mean, torch.zeros(4).double())
+    ours.settle()
+    parts = [part.transpose(0, 1).flatten(1) for part in x.chunk(4)]
+    mean = torch.stack([part.mean(1) for part in parts]).mean(0)
+    variance = torch.stack([part.var(1) for part in parts]).mean(0)
+    assert torch.allclose(ours.mean, 0.1 * mean, rtol=1e-10)
+    assert torch.allclose(ours.variance, 0.9 + 0.1 * variance, rtol=1e-10)
+    ours(x[:4] + torch.nan, torch.ones(4))
+    before = ours.mean.clone()
+    ours.settle(dropped=True)
+    assert torch.equal(ours.mean, before)
+    ours.eval()
+    y = ours(x[:1], torch.ones(1))
+    by_hand = (x[:1] - ours.mean[:, None, None]) / (ours.variance[:, None, None] + 1e-5).sqrt()
+    assert torch.allclose(y, by_hand * ours.weight[:, None, None] + ours.bias[:, None, None], rtol=1e-10)
+
+
+def test_an_image_that_did_not_decode_is_in_no_statistics(alone: Mesh) -> None:
+    ours, x = batch_norm(alone, 4, 1), noise(4, 4, 5, 5)
+    x[2] = 1e6
+    real = [0, 1, 3]
+    y = ours(x, torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    other = BatchNormLayer(ours.layer, ours.weight.data, ours.bias.data, alone, 1).double()
+    assert torch.allclose(y[real], other(x[real], torch.ones(3)), rtol=1e-9)
+    ours.settle()
+    other.settle()
+    assert torch.allclose(ours.variance, other.variance, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulation", "groups", "expected"),
+    [
+        (Layout(), 1, 4, Parts(here=4)),
+        (Layout(), 4, 4, Parts(here=1)),
+        (Layout(data=2), 1, 1, Parts(ranks=2)),
+        (Layout(data=2, replicas=2), 1, 1, Parts(ranks=4)),
+        (Layout(data=2, replicas=2), 1, 2, Parts(ranks=2)),
+        (Layout(replicas=4), 1, 2, Parts(ranks=2)),
+        (Layout(data=2, replicas=2, columns=2), 1, 4, Parts(here=1)),
+        (Layout(), 2, 1, None),
+        (Layout(data=2), 2, 2, None),
+        (Layout(replicas=3), 1, 2, None),
+    ],
+)
+def test_where_statistics_are_formed(layout: Layout, accumulation: int, groups: int, expected: Parts | None) -> None:
+    if expected is None:
+        with pytest.raises(LayoutError, match=f"batch_norm_groups is {groups}"):
+            parts_on(layout, 48, groups, accumulation)
+    else:
+        assert parts_on(layout, 48, groups, accumulation) == expected
 
 
 # ---- dropout --------------------------------------------------------------------------------------------------------

