@@ -1,11 +1,12 @@
-"""The only door to DeepSpeed, and the only reader of its private attributes (deepspeed is pinned for that).
+"""The only door to DeepSpeed; it and zero.py read its private attributes (deepspeed is pinned for that).
 
 DeepSpeed sees fp32 parameters, our optimizer, and the model group through an mpu. It averages gradients over the data
-axis, cuts optimizer state, gradients or parameters (ZeRO 1, 2, 3), clips, and steps.
+axis, cuts optimizer state, gradients or parameters (ZeRO 1, 2, 3), clips, and steps. Between its averaging and its step
+stands what it knows nothing of: the sum over replicas, and the loss scale of fp16.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,23 +15,41 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_alexnet.config import Batches, Config, batches_on
-from dist_alexnet.deepspeed_json import deepspeed_json
+from dist_alexnet.deepspeed_json import BUCKET_ELEMENTS, deepspeed_json
 from dist_alexnet.environment import tell_deepspeed
-from dist_alexnet.optim.rules import MOMENTUM, make_optimizer, parameter_groups
+from dist_alexnet.optim.rules import LARS, Piece, Rule, Traits, make_optimizer, parameter_groups
+from dist_alexnet.optim.scale import LossScale
+from dist_alexnet.optim.schedules import Role
+from dist_alexnet.parallel.buckets import sum_in_buckets
 from dist_alexnet.parallel.layout import LogicalTensor, owned_rows
 from dist_alexnet.parallel.mesh import Mesh, ModelParallelUnit
+from dist_alexnet.zero import Loading, Zero
 
-Kind = Literal["weight", "momentum"]
+Kind = Literal["weight", "momentum", "square", "statistic"]
 
 
 @dataclass(frozen=True)
 class LearnedTensor:
     """A parameter as the engine needs it: its logical tensor, this rank's rows, and its multipliers."""
 
-    tensor: LogicalTensor
+    tensor: LogicalTensor  # named <layer>.<part>
     parameter: nn.Parameter
     lr: float
     decay: float
+
+    @property
+    def layer(self) -> str:
+        return self.tensor.name.rpartition(".")[0]
+
+    @property
+    def role(self) -> Role:
+        return "bias" if self.tensor.name.endswith(".bias") else "weight"
+
+    @property
+    def traits(self) -> Traits:
+        """What decides how it is updated."""
+        vector = len(self.tensor.shape) == 1 or self.role == "bias"
+        return Traits(self.layer, self.role, self.lr, self.decay, self.tensor.cut, vector)
 
 
 @dataclass(frozen=True)
@@ -45,25 +64,43 @@ class Fragment:
 
 
 class Engine:
-    """A module in training under DeepSpeed."""
+    """A module in training under DeepSpeed.
 
-    def __init__(self, module: nn.Module, learned: list[LearnedTensor], config: Config, mesh: Mesh) -> None:
-        self.learned, self.mesh, self.config = learned, mesh, config
+    learned: every parameter. carried: tensors of cut "column" that the module keeps up itself, the same on all replicas
+    and data ranks (running statistics); they are saved and loaded as they lie.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learned: list[LearnedTensor],
+        config: Config,
+        mesh: Mesh,
+        carried: Sequence[tuple[LogicalTensor, Tensor]] = (),
+    ) -> None:
+        self.learned, self.carried, self.mesh, self.config = learned, list(carried), mesh, config
         self.batches: Batches = batches_on(config, mesh.layout.world_size)
-        groups = parameter_groups(((one.parameter, one.lr, one.decay) for one in learned), config.optimizer)
-        self._engine = _initialize(
-            module, make_optimizer(groups, config.optimizer), deepspeed_json(config, mesh.layout.world_size), mesh
-        )
-        self._make_momentum()
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
+        self.dropped = False  # whether the last step was, for a gradient that is not finite in fp16; all ranks agree
+        parameters = [(one.parameter, one.traits) for one in learned]
+        groups = parameter_groups(parameters, config.optimizer, config.schedule.named_layers)
+        self._rule: Rule = make_optimizer(groups, config.optimizer)
+        settings = deepspeed_json(config, mesh.layout.world_size)
+        self._engine = _initialize(module, self._rule, settings, mesh)
+        self._zero = Zero(self._engine.optimizer, self._rule, self.stage)
+        for owner in self._zero.owners():  # before the first step, so that it can be saved and loaded at any time
+            self._rule.state_of(owner)
+        if isinstance(self._rule, LARS):
+            self._join_norms(self._rule)
 
     @property
     def stage(self) -> int:
         return self.config.parallel.zero_stage
 
-    def set_rate(self, lr: float) -> None:
-        """Set the learning rate; every group takes its multiple of it."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr * group["lr_multiplier"]
+    def set_rates(self, rate: Callable[[str | None, Role, float], float]) -> None:
+        """Set the learning rates: `rate(layer, role, the network's multiplier)`; layer None: no phase names it."""
+        for group in self._rule.param_groups:
+            group["lr"] = rate(group["layer"], group["role"], group["lr_multiplier"])
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The module's forward, through DeepSpeed's hooks."""
@@ -74,31 +111,46 @@ class Engine:
         """Backward of one micro-batch's sum of weighted losses, and the step after the last micro-batch.
 
         DeepSpeed divides by the accumulation and averages over the data axis; the loss is divided by the constant
-        global batch, so both factors are given back here.
+        global batch, so both factors are given back here. Raises DivergedError where fp16 cannot go on.
         """
         scale = self.batches.data_ranks * self.batches.accumulation / self.config.data.batch_size
+        if self.loss_scale is not None:
+            scale *= self.loss_scale.scale
         self._engine.backward(weighted_loss_sum * scale)
+        last = self._engine.is_gradient_accumulation_boundary()
+        if last:
+            self._finish_gradients()
+            self._rule.begin(dropped=self.dropped)
         self._engine.step()
+        if last and self.loss_scale is not None:
+            self.loss_scale.settle(self.dropped)
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)
 
     def fragments(self) -> Iterator[Fragment]:
-        """Every range of weights and momentum that lives here, whatever the ZeRO stage."""
+        """Every range of weights, of the rule's state and of carried tensors that lives here, at any ZeRO stage."""
         for one in self.learned:
-            first = owned_rows(one.tensor, self.mesh.place).start * one.tensor.row_elements
-            for kind, values, start in self._pieces(one.parameter):
-                if values.numel():
-                    yield Fragment(one.tensor.name, kind, values, first + start, one.tensor.elements)
+            held = self._zero.place(one.parameter)
+            if held is None:
+                continue
+            offset = owned_rows(one.tensor, self.mesh.place).start * one.tensor.row_elements + held.start
+            yield Fragment(one.tensor.name, "weight", held.of(held.owner), offset, one.tensor.elements)
+            for kind, values in self._rule.state_of(held.owner).items():
+                yield Fragment(one.tensor.name, kind, held.of(values), offset, one.tensor.elements)
+        for tensor, values in self.carried:
+            offset = owned_rows(tensor, self.mesh.place).start * tensor.row_elements
+            yield Fragment(tensor.name, "statistic", values.detach().view(-1), offset, tensor.elements)
 
     def fragments_to_save(self) -> Iterator[Fragment]:
         """The fragments that this rank writes: over all ranks, each element of each tensor exactly once."""
         layout, place = self.mesh.layout, self.mesh.place
-        cuts = {one.tensor.name: one.tensor.cut for one in self.learned}
+        cuts = {tensor.name: tensor.cut for tensor in self._tensors()}
         for fragment in self.fragments():
             if cuts[fragment.name] == "column" and place.replica > 0:
                 continue  # convolutions are the same on all replicas
-            copies, copy = (layout.data, place.data_rank) if self.stage == 0 else (1, 0)  # ZeRO has cut already
+            whole = self.stage == 0 or fragment.kind == "statistic"  # the rest ZeRO has cut already
+            copies, copy = (layout.data, place.data_rank) if whole else (1, 0)
             length = fragment.values.numel()
             start, stop = copy * length // copies, (copy + 1) * length // copies
             if stop > start:
@@ -119,64 +171,67 @@ class Engine:
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 
-    def loading(self) -> "Loading":
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the fragments, as plain values, the same on all ranks."""
+        scale = None if self.loss_scale is None else self.loss_scale.state()
+        return {"updates": self._rule.updates, "loss_scale": scale}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave; a run that was not in fp16 so far starts with a scale of its own."""
+        self._rule.updates = int(state["updates"])
+        if self.loss_scale is not None and state["loss_scale"] is not None:
+            self.loss_scale.restore(state["loss_scale"])
+
+    def loading(self) -> Loading:
         """Context in which the fragments' values may be overwritten; afterwards the live weights follow them."""
         return Loading(self._engine.optimizer, self.stage)
 
-    def _make_momentum(self) -> None:
-        """Create the optimizer's state before the first step, so that it can be saved and loaded at any time."""
-        optimizer = self._engine.optimizer
-        if self.stage == 0:
-            owners, state = [p for group in optimizer.param_groups for p in group["params"]], optimizer.state
-        elif self.stage in (1, 2):
-            owners, state = optimizer.single_partition_of_fp32_groups, optimizer.optimizer.state
+    def _tensors(self) -> list[LogicalTensor]:
+        return [one.tensor for one in self.learned] + [tensor for tensor, _ in self.carried]
+
+    def _finish_gradients(self) -> None:
+        """What is left to do to the averaged gradients of a step, before DeepSpeed takes their norm.
+
+        Replicas share a model group's images, so what they hold in common has its gradient in parts: they are summed
+        once a step, after the cut over the data ranks. That is right because a sum of averages is the average of sums,
+        and because the group of such a tensor holds none that replicas cut differently, so ZeRO cuts it alike on them.
+        """
+        gradients = list(self._zero.gradients())
+        if self.mesh.layout.replicas > 1:
+            shared = [gradient for group, gradient in gradients if group["cut"] == "column"]
+            sum_in_buckets(shared, self.mesh.replica, BUCKET_ELEMENTS)
+        if self.loss_scale is not None:
+            self.dropped = not self._unscaled([gradient for _, gradient in gradients], self.loss_scale.scale)
+
+    def _unscaled(self, gradients: list[Tensor], scale: float) -> bool:
+        """Divide by the loss scale. False where a gradient is not finite on any rank of the world: then all are 0.
+
+        At 0 DeepSpeed finds nothing to drop by itself, which it does in some ZeRO stages and not in others.
+        """
+        finite = torch.stack([gradient.mul_(1 / scale).isfinite().all() for gradient in gradients]).all().float()
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite:
+            for gradient in gradients:
+                gradient.zero_()
+        return bool(finite)
+
+    def _join_norms(self, rule: LARS) -> None:
+        """Tell LARS of which logical tensors its flat tensors consist, and over which ranks these lie."""
+        layout, place = self.mesh.layout, self.mesh.place
+        rule.pieces = {owner: [] for owner in self._zero.owners()}
+        rule.tensors = len(self.learned)
+        for number, one in enumerate(self.learned):
+            held = self._zero.place(one.parameter)
+            if held is not None:
+                counts = one.tensor.cut == "group" or place.replica == 0  # a convolution is the same on all replicas
+                rule.pieces[held.owner].append(Piece(number, held.begin, held.length, counts))
+        # In stage 0 each data rank holds all of the model group's tensors; in the others they share them.
+        if self.stage > 0 and layout.data > 1:
+            rule.add_up = dist.all_reduce
+        elif layout.group_ranks > 1:
+            rule.add_up = lambda sums: dist.all_reduce(sums, group=self.mesh.model)
         else:
-            owners, state = optimizer.fp32_partitioned_groups_flat, optimizer.optimizer.state
-        for owner in owners:
-            state[owner].setdefault(MOMENTUM, torch.zeros_like(owner))
-
-    def _pieces(self, parameter: Any) -> Iterator[tuple[Kind, Tensor, int]]:
-        """(kind, flat view, start in this rank's flattened rows) of one parameter, by ZeRO stage."""
-        optimizer = self._engine.optimizer
-        if self.stage == 0:
-            yield "weight", parameter.data.view(-1), 0
-            yield "momentum", optimizer.state[parameter][MOMENTUM].view(-1), 0
-        elif self.stage in (1, 2):
-            mapping = parameter._hp_mapping
-            if mapping is None:  # no element of it lies in this rank's partition
-                return
-            start, flat = mapping.lp_fragment_address.start, mapping.hp_fragment_address
-            # The state by the flat tensor, not by the mapping: DeepSpeed links that after the first group's step only.
-            owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            yield "weight", owner.data.narrow(0, flat.start, flat.numel), start
-            yield "momentum", optimizer.optimizer.state[owner][MOMENTUM].narrow(0, flat.start, flat.numel), start
-        else:
-            group, begin, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            owner = optimizer.fp32_partitioned_groups_flat[group]
-            part = parameter.ds_tensor.ds_numel
-            start = dist.get_rank(parameter.ds_process_group) * part
-            length = max(0, min(part, parameter.ds_numel - start))  # the last part is padded
-            yield "weight", owner.data.narrow(0, begin, length), start
-            yield "momentum", optimizer.optimizer.state[owner][MOMENTUM].narrow(0, begin, length), start
-
-
-class Loading:
-    """What DeepSpeed needs before and after its master weights are overwritten."""
-
-    def __init__(self, optimizer: Any, stage: int) -> None:
-        self._optimizer, self._stage = optimizer, stage
-
-    def __enter__(self) -> None:
-        if self._stage == 3:
-            self._optimizer.checkpoint_event_prologue()
-
-    def __exit__(self, *error: object) -> None:
-        if self._stage in (1, 2):
-            self._optimizer.update_lp_params()
-        if self._stage == 3:
-            for group in range(len(self._optimizer.fp16_groups)):
-                self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
-            self._optimizer.checkpoint_event_epilogue()
+            rule.add_up = lambda sums: None
 
 
 def _initialize(module: nn.Module, optimizer: Any, settings: dict[str, Any], mesh: Mesh) -> Any:

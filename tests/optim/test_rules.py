@@ -1,5 +1,6 @@
-"""The rule of 2012 against numbers worked out in plain Python, and against torch's rule."""
+"""The rules against numbers worked out by hand, in plain Python, and by torch's own optimizers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from dist_alexnet.config import Optimizer as Settings
-from dist_alexnet.optim.rules import MOMENTUM, SGD2012, make_optimizer, parameter_groups
+from dist_alexnet.optim.rules import (
+    LARS,
+    MOMENTUM,
+    SGD,
+    SGD2012,
+    SQUARE,
+    AdamW,
+    Piece,
+    Rule,
+    Traits,
+    make_optimizer,
+    parameter_groups,
+)
 
 GRADIENTS = [0.5, -1.0, 0.25, 2.0, -0.125, 0.0, 1.0, -3.0]
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001]
@@ -17,6 +30,10 @@ def settings(**values: Any) -> Settings:
     return Settings.model_validate({"lr": 0.1, "weight_decay": 0.2, **values})
 
 
+def traits(lr: float = 1.0, decay: float = 1.0, **values: Any) -> Traits:
+    return Traits(**{"layer": "fc6", "role": "weight", "cut": "group", "vector": False, **values}, lr=lr, decay=decay)
+
+
 def walk(optimizer: torch.optim.Optimizer, weight: Tensor, rates: list[float]) -> list[float]:
     """The weight after each step with the gradients above."""
     path = []
@@ -24,6 +41,8 @@ def walk(optimizer: torch.optim.Optimizer, weight: Tensor, rates: list[float]) -
         for group in optimizer.param_groups:
             group["lr"] = rate
         weight.grad = torch.full_like(weight, gradient)
+        if isinstance(optimizer, Rule):
+            optimizer.begin()
         optimizer.step()
         path.append(weight.detach().view(-1)[0].item())
     return path
@@ -62,7 +81,7 @@ def test_it_is_torchs_rule_until_the_rate_drops() -> None:
     for name in ("sgd-2012", "sgd"):
         weight = one_weight()
         chosen = settings(name=name)
-        optimizer = make_optimizer(parameter_groups([(weight, 1.0, 1.0)], chosen), chosen)
+        optimizer = make_optimizer(parameter_groups([(weight, traits())], chosen), chosen)
         paths.append(walk(optimizer, weight, RATES))
     ours, theirs = paths
     assert ours[:3] == pytest.approx(theirs[:3], rel=1e-14)
@@ -75,7 +94,7 @@ def test_it_is_torchs_rule_until_the_rate_drops() -> None:
 def test_the_config_names_the_rule(name: str) -> None:
     chosen = settings(name=name, momentum=0.5, weight_decay=0.0)
     weight = one_weight()
-    optimizer = make_optimizer(parameter_groups([(weight, 2.0, 0.0)], chosen), chosen)
+    optimizer = make_optimizer(parameter_groups([(weight, traits(2.0, 0.0))], chosen), chosen)
     assert isinstance(optimizer, SGD2012) == (name == "sgd-2012")
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["lr"], group["weight_decay"], group["lr_multiplier"]) == (0.5, 0.2, 0.0, 2.0)
@@ -84,7 +103,7 @@ def test_the_config_names_the_rule(name: str) -> None:
 def test_nesterov_looks_ahead() -> None:
     chosen = settings(name="sgd", nesterov=True, weight_decay=0)
     weight = one_weight()
-    optimizer = make_optimizer(parameter_groups([(weight, 1.0, 1.0)], chosen), chosen)
+    optimizer = make_optimizer(parameter_groups([(weight, traits())], chosen), chosen)
     assert walk(optimizer, weight, [0.1] * 8)[0] == pytest.approx(1.5 - 0.1 * 1.9 * 0.5, rel=1e-14)
 
 
@@ -122,12 +141,196 @@ def test_the_rule_works_element_by_element() -> None:
     assert torch.equal(torch.cat([piece.detach() for piece in pieces]), whole.detach().view(-1))
 
 
-def test_groups_share_both_multipliers() -> None:
+def test_groups_share_all_their_traits() -> None:
     weights, biases, other = [one_weight() for _ in range(3)], [one_weight() for _ in range(2)], one_weight()
-    parameters = [(one, 1.0, 1.0) for one in weights] + [(one, 2.0, 0.0) for one in biases] + [(other, 2.0, 1.0)]
+    parameters = [(one, traits()) for one in weights] + [(one, traits(2.0, 0.0)) for one in biases]
+    parameters += [(other, traits(2.0, 1.0))]
     groups = parameter_groups(parameters[::-1], settings(lr=0.01, weight_decay=0.0005))
     found = {(group["lr_multiplier"], group["weight_decay"]): group for group in groups}
     assert found.keys() == {(1.0, 0.0005), (2.0, 0.0), (2.0, 0.0005)}
     assert {id(one) for one in found[1.0, 0.0005]["params"]} == {id(one) for one in weights}
     assert {id(one) for one in found[2.0, 0.0]["params"]} == {id(one) for one in biases}
     assert {key: group["lr"] for key, group in found.items()} == {key: 0.01 * key[0] for key in found}
+
+
+def test_a_group_is_of_one_cut_one_role_and_one_named_layer() -> None:
+    """Replicas cut fully connected rows unevenly: in one group with them, ZeRO would cut convolutions unevenly, too."""
+    kinds = [traits(layer=layer, role=role, cut=cut, vector=vector) for layer, role, cut, vector in [
+        ("conv1", "weight", "column", False),
+        ("conv2", "weight", "column", False),
+        ("conv1", "bias", "column", True),
+        ("fc6", "weight", "group", False),
+        ("fc6", "bias", "group", True),
+        ("fc7", "weight", "group", False),
+    ]]  # fmt: skip
+    parameters = [(one_weight(), kind) for kind in kinds]
+    groups = parameter_groups(parameters, settings(), frozenset({"fc7"}))
+    found = [(group["layer"], group["role"], group["cut"], group["vector"], len(group["params"])) for group in groups]
+    assert found == [
+        (None, "weight", "column", False, 2),
+        (None, "bias", "column", True, 1),
+        (None, "weight", "group", False, 1),
+        (None, "bias", "group", True, 1),
+        ("fc7", "weight", "group", False, 1),
+    ]
+
+
+RULES = [
+    {"name": "sgd-2012"},
+    {"name": "sgd"},
+    {"name": "sgd", "nesterov": True},
+    {"name": "lars", "trust": 0.01},
+    {"name": "adamw"},
+]
+
+
+def named(chosen: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in chosen.values())
+
+
+@pytest.mark.parametrize("chosen", RULES, ids=named)
+def test_nothing_is_touched_at_rate_0_or_in_a_dropped_step(chosen: dict[str, Any]) -> None:
+    """Neither the weight nor any state: a frozen layer's momentum stays what it was."""
+    weight = nn.Parameter(torch.tensor([[1.5, -0.5]], dtype=torch.float64))
+    rule = make_optimizer(parameter_groups([(weight, traits())], settings(**chosen)), settings(**chosen))
+    walk(rule, weight, RATES)
+    assert rule.updates == len(RATES)
+    before = [weight.detach().clone(), *(one.clone() for one in rule.state_of(weight).values())]
+    assert all(one.abs().sum() > 0 for one in before)
+    walk(rule, weight, [0.0] * len(RATES))
+    weight.grad = torch.full_like(weight, math.nan)
+    rule.param_groups[0]["lr"] = 0.1
+    rule.begin(dropped=True)
+    rule.step()
+    after = [weight.detach(), *rule.state_of(weight).values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert rule.updates == len(RATES)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_sgd_is_torchs_bit_for_bit(momentum: float, nesterov: bool) -> None:
+    ours, theirs = nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.empty(5, 7))
+    theirs.data.copy_(ours.data)
+    optimizers = [
+        SGD([ours], 0.1, momentum, 0.2, nesterov),
+        torch.optim.SGD([theirs], 0.1, momentum, weight_decay=0.2, nesterov=nesterov),
+    ]
+    for rate in RATES:
+        gradient = torch.randn(5, 7)
+        for optimizer, weight in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = gradient.clone()
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_adamw_is_torchs() -> None:
+    """Over two drops of the rate, with its state; ours counts the steps once."""
+    ours, theirs = nn.Parameter(torch.randn(5, 7).double()), nn.Parameter(torch.empty(5, 7).double())
+    theirs.data.copy_(ours.data)
+    rule = AdamW([ours], 0.1, (0.8, 0.95), 1e-6, 0.2)
+    reference = torch.optim.AdamW([theirs], 0.1, (0.8, 0.95), 1e-6, 0.2)
+    for rate in RATES:
+        gradient = torch.randn(5, 7).double()
+        for optimizer, weight in ((rule, ours), (reference, theirs)):
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = gradient.clone()
+        rule.begin()
+        rule.step()
+        reference.step()
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+    state = rule.state_of(ours)
+    assert torch.allclose(state[MOMENTUM], reference.state[theirs]["exp_avg"], rtol=1e-12, atol=1e-14)
+    assert torch.allclose(state[SQUARE], reference.state[theirs]["exp_avg_sq"], rtol=1e-12, atol=1e-14)
+    assert all(values.shape == ours.shape for values in rule.state[ours].values())
+    assert rule.updates == len(RATES)
+
+
+def test_adamw_by_hand() -> None:
+    """Two steps on one number: lr 0.1, betas 0.5 and 0.75, eps 0, decay 0.2, w 1.5, gradients 0.5 and -1."""
+    weight = one_weight()
+    rule = AdamW([weight], 0.1, (0.5, 0.75), 0.0, 0.2)
+    path = walk(rule, weight, RATES)[:2]
+    # 1.5 * 0.98 - 0.1 * 1;  m = 0.125 - 0.5 = -0.375, / 0.75 = -0.5;  s = 0.75 * 0.0625 + 0.25, / (1 - 0.5625)
+    assert path[0] == pytest.approx(1.37, rel=1e-14)
+    assert path[1] == pytest.approx(1.37 * 0.98 + 0.1 * 0.5 / math.sqrt(0.296875 / 0.4375), rel=1e-14)
+
+
+def lars_by_hand(weight: Tensor, gradients: list[Tensor], decay: float, trust: float, adapted: bool = True) -> Tensor:
+    """One tensor, as NVIDIA's Caffe has it: the rate and the ratio inside the velocity."""
+    w, v = weight.clone(), torch.zeros_like(weight)
+    for rate, g in zip(RATES, gradients, strict=True):
+        ratio = 1.0
+        if adapted and w.norm() > 0 and g.norm() > 0:
+            ratio = float(trust * w.norm() / (g.norm() + decay * w.norm()))
+        v = 0.9 * v + rate * ratio * (g + decay * w)
+        w = w - v
+    return w
+
+
+@pytest.mark.parametrize("adapt_vectors", [True, False])
+def test_lars_over_two_drops_of_the_rate(adapt_vectors: bool) -> None:
+    """Two tensors and a vector in one optimizer, each as alone; the last gradient of one is 0."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (2, 5), (6,)]
+    start = [torch.randn(shape, generator=random).double() * 10**n for n, shape in enumerate(shapes)]
+    gradients = [[torch.randn(shape, generator=random).double() for shape in shapes] for _ in RATES]
+    gradients[-1][0].zero_()
+    weights = [nn.Parameter(one.clone()) for one in start]
+    kinds = [traits(), traits(), traits(decay=0.0, vector=True)]
+    chosen = settings(name="lars", trust=0.02, adapt_vectors=adapt_vectors)
+    rule = make_optimizer(parameter_groups(zip(weights, kinds, strict=True), chosen), chosen)
+    for rate, step in zip(RATES, gradients, strict=True):
+        for group in rule.param_groups:
+            group["lr"] = rate
+        for weight, gradient in zip(weights, step, strict=True):
+            weight.grad = gradient.clone()
+        rule.begin()
+        rule.step()
+    for number, (weight, kind) in enumerate(zip(weights, kinds, strict=True)):
+        own = [step[number] for step in gradients]
+        adapted = adapt_vectors or not kind.vector
+        expected = lars_by_hand(start[number], own, 0.2 * kind.decay, 0.02, adapted=adapted)
+        assert torch.allclose(weight, expected, rtol=1e-12)
+        assert not torch.allclose(weight, start[number], rtol=1e-3)
+
+
+def test_lars_adapts_logical_tensors_in_a_flat_one() -> None:
+    """Two tensors in one flat vector, one of them also on another rank: `add_up` brings the rest of its norms."""
+    random = torch.Generator().manual_seed(0)
+    first, second = torch.randn(7, generator=random).double(), torch.randn(5, generator=random).double()
+    g_first, g_second = torch.randn(7, generator=random).double(), torch.randn(5, generator=random).double()
+    flat = nn.Parameter(torch.cat([first[:4], second, torch.zeros(3).double()]))  # and ZeRO's padding
+    flat.grad = torch.cat([g_first[:4], g_second, torch.zeros(3).double()])
+    rule = LARS([flat], 0.1, 0.9, 0.2, 0.02)
+    rule.pieces, rule.tensors = {flat: [Piece(0, 0, 4, True), Piece(1, 4, 5, False)]}, 2
+    elsewhere = [[first[4:], g_first[4:]], [second, g_second]]  # the second is held twice, and counted there
+
+    def add_up(sums: Tensor) -> None:
+        for row, parts in enumerate(elsewhere):
+            for column, part in enumerate(parts):
+                sums[row, column] += part.square().sum()
+
+    rule.add_up = add_up
+    rule.begin()
+    rule.step()
+    for begin, length, w, g in ((0, 4, first, g_first), (4, 5, second, g_second)):
+        ratio = 0.02 * w.norm() / (g.norm() + 0.2 * w.norm())
+        expected = (w - 0.1 * ratio * (g + 0.2 * w))[:length]
+        assert torch.allclose(flat[begin : begin + length], expected, rtol=1e-12)
+    assert torch.equal(flat[9:], torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("chosen", RULES, ids=named)
+def test_multipliers_hold_in_every_rule(chosen: dict[str, Any]) -> None:
+    """A tensor with multipliers 2 and 0 moves as one alone under twice the rate without decay."""
+    paths = []
+    for kind, values in ((traits(2.0, 0.0), {}), (traits(), {"lr": 0.2, "weight_decay": 0.0})):
+        weight = nn.Parameter(torch.tensor([[1.5, -0.5]], dtype=torch.float64))
+        rule = make_optimizer(parameter_groups([(weight, kind)], settings(**chosen, **values)), settings(**chosen))
+        weight.grad = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
+        rule.begin()
+        rule.step()
+        paths.append(weight.detach())
+    assert torch.equal(*paths)
