@@ -3,7 +3,9 @@
 Shapes: b images of this replica, S the image's side in pixels.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,27 +30,29 @@ class Batch:
     label_b: Tensor  # int64
     weight_b: Tensor  # fp32: 1, or 0 for a fault or for padding
     position_b: Tensor  # int64: place on the endless line (evaluation: sample id, -1 for padding)
+    noise_b3: Tensor  # fp32: added to R, G, B
+    divisor_b: Tensor  # fp32: of the pixels, mean and noise taken into account
     keys: tuple[str, ...]  # of the images, in order; padding has none
     faults: tuple[Fault, ...]
 
     def pin_memory(self) -> "Batch":
         """For the DataLoader: page-locked, so that the copy to a GPU does not wait."""
-        return self._mapped(lambda tensor: tensor.pin_memory())
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def inputs(self, mean_3: Tensor) -> Tensor:
-        """What the network sees: fp32 (b, 3, S, S), mirrored, minus the mean of each colour (pixels 0-255)."""
-        pixels = self.pixels_b3SS.float() - mean_3[:, None, None]
-        return torch.where(self.mirror_b[:, None, None, None], pixels.flip(3), pixels)
+    def inputs(self, mean_3SS: Tensor) -> Tensor:
+        """What the network sees: fp32 (b, 3, S, S). Mirrored, minus the mean, plus the noise, divided; pixels 0-255.
 
-    def _mapped(self, change) -> "Batch":  # type: ignore[no-untyped-def]  # noqa: ANN001
-        return replace(
-            self,
-            pixels_b3SS=change(self.pixels_b3SS),
-            mirror_b=change(self.mirror_b),
-            label_b=change(self.label_b),
-            weight_b=change(self.weight_b),
-            position_b=change(self.position_b),
-        )
+        mean_3SS: fp32, (3, S, S), which is not mirrored with the picture (as in 2012), or (3, 1, 1).
+        """
+        uint8_b3SS = torch.where(self.mirror_b[:, None, None, None], self.pixels_b3SS.flip(3), self.pixels_b3SS)
+        pixels_b3SS = uint8_b3SS.float().sub_(mean_3SS)
+        return pixels_b3SS.add_(self.noise_b3[:, :, None, None]).div_(self.divisor_b[:, None, None, None])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` of each of its tensors; keys and faults stay."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)

@@ -1,8 +1,8 @@
-"""Which part of a picture the network sees, and whether mirrored: pure functions of the position.
+"""What the network sees of a picture: crop, mirror, colour noise. Pure functions of (seed, position, picture's size).
 
 A picture is thought with its short side at `resize` pixels and its centre square kept (paper, section 2). The crop of
 `image_size` pixels stands at an offset of 0 .. resize - image_size in each direction (33 x 33 places for 256 and 224;
-as the code of 2012 does; the paper counts 32 x 32).
+as the code of 2012 does; the paper counts 32 x 32). A random resized crop is cut from the whole stored picture.
 """
 
 from dataclasses import dataclass
@@ -10,32 +10,51 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_alexnet.config import Data
-from shards.hashing import below, hash64
+from dist_alexnet.data.colour import ColourNoise
+from dist_alexnet.data.crop import NUMBERS_A_TRY, TRIES, Box, resized_box, square_box
+from shards.hashing import below, hash64, unit_interval
 
 
 @dataclass(frozen=True)
 class Views:
-    """Of a list of images: crop offsets in pixels at `resize`, and mirror flags."""
+    """Of a list of images: all that does not depend on a picture's size, and `box` for what does."""
 
-    left: np.ndarray  # int64 (images,)
+    data: Data
+    left: np.ndarray  # int64 (images,): offset of the crop at `resize`; not used by a random resized crop
     top: np.ndarray  # int64 (images,)
     mirror: np.ndarray  # bool (images,)
+    noise: np.ndarray  # fp32 (images, 3): added to R, G, B of 0-255
+    divisor: np.ndarray  # fp32 (images,): of the picture, mean and noise taken into account
+    tries: np.ndarray | None  # float64 (images, TRIES, NUMBERS_A_TRY) in [0, 1): of a random resized crop
+
+    def box(self, slot: int, width: int, height: int) -> Box:
+        """Where to cut the stored picture of image `slot`, once its size is known."""
+        data = self.data
+        if self.tries is not None:
+            return resized_box(width, height, self.tries[slot], data.augment.resized_scale, data.augment.resized_ratio)
+        return square_box(width, height, int(self.left[slot]), int(self.top[slot]), data.resize, data.image_size)
 
 
-def training_views(positions: np.ndarray, seed: int, data: Data) -> Views:
+def training_views(positions: np.ndarray, seed: int, data: Data, noise: ColourNoise | None) -> Views:
     """The views of training positions (int64, (images,))."""
-    centre = centre_views(len(positions), data)
-    if not data.augment.crop:
-        left, top = centre.left, centre.top
-    else:
+    plain, augment = centre_views(len(positions), data), data.augment
+    shared = positions // augment.crop_chunk
+    left, top, mirror, tries = plain.left, plain.top, plain.mirror, None
+    if augment.crop == "random":
         places = data.resize - data.image_size + 1
-        left = below(hash64(seed, "view/left", positions), places)
-        top = below(hash64(seed, "view/top", positions), places)
-    mirror = below(hash64(seed, "view/mirror", positions), 2) == 1 if data.augment.mirror else centre.mirror
-    return Views(left, top, mirror)
+        left = below(hash64(seed, "view/left", shared), places)
+        top = below(hash64(seed, "view/top", shared), places)
+    elif augment.crop == "resized":
+        words = hash64(seed, "view/resized", shared[:, None], np.arange(TRIES * NUMBERS_A_TRY))
+        tries = (unit_interval(words) / 2**53).reshape(-1, TRIES, NUMBERS_A_TRY)
+    if augment.mirror:
+        mirror = below(hash64(seed, "view/mirror", shared), 2) == 1
+    added, divisor = (plain.noise, plain.divisor) if noise is None else noise.at(positions, seed)
+    return Views(data, left, top, mirror, added, divisor, tries)
 
 
 def centre_views(images: int, data: Data) -> Views:
-    """The views of evaluation: the centre, not mirrored."""
+    """The views of evaluation: the centre, not mirrored, no noise."""
     offset = np.full(images, (data.resize - data.image_size) // 2, dtype=np.int64)
-    return Views(offset, offset, np.zeros(images, dtype=bool))
+    no_noise, divisor = np.zeros((images, 3), dtype=np.float32), np.ones(images, dtype=np.float32)
+    return Views(data, offset, offset, np.zeros(images, dtype=bool), no_noise, divisor, None)
