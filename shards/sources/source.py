@@ -1,16 +1,19 @@
 """What a source of pictures is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+ClassInfo = tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class SourceSample:
     """A labelled picture that has not been read yet.
 
-    `key` is unique in its split and has neither dots nor slashes; `label` indexes the source's classes; `load` gives
-    JPEG bytes (InputError where the picture cannot be read); `size_bytes` is the original file's, 0 where none is.
+    `key` is unique in its split and has no dots, nor empty parts between slashes; `label` indexes the source's
+    classes; `load` gives the picture's bytes (InputError where they cannot be had) and travels to another process
+    where there are to be several; `size_bytes` is the original file's, 0 where none is.
     """
 
     key: str
@@ -20,7 +23,10 @@ class SourceSample:
 
 
 class Source(Protocol):
-    """Where pictures come from."""
+    """Where pictures come from.
+
+    A source may also have `class_info`: a mapping of plain values a class (or None), for the index.
+    """
 
     @property
     def recipe(self) -> str:
@@ -30,5 +36,14 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
 
-    def samples(self, split: str) -> list[SourceSample]:
-        """The samples of one split, in an order that is the same every time. InputError for a split it lacks."""
+    def samples(self, split: str) -> Sequence[SourceSample]:
+        """The samples of one split, in an order that is the same every time. InputError for a split it lacks.
+
+        A sequence that makes each sample when it is asked for (shards/sources/slices.py) keeps a million of them small.
+        """
+
+
+def class_info_of(source: Source) -> ClassInfo | None:
+    """What the source knows of its classes beyond their names."""
+    info: ClassInfo | None = getattr(source, "class_info", None)
+    return info

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.build import build_shards, index_shards
+from shards.build import build_shards
 from shards.errors import InputError, StorageFault
 from shards.index import key_digest, read_index
+from shards.indexing import index_shards
 from shards.reader import ShardReader
 from shards.storage import read_all
 from tests.shards.pictures import NoiseSource, jpeg, members, special, write_tar
@@ -86,6 +87,7 @@ def test_a_failed_build_leaves_no_half_tar_and_can_go_on(tmp_path: Path) -> None
         build_shards(NoiseSource(12, fail_at=3), "train", str(tmp_path / "a"), samples_per_shard=3)
     build_shards(NoiseSource(12), "train", str(tmp_path / "whole"), samples_per_shard=3)
     left, whole = sums(tmp_path / "a"), sums(tmp_path / "whole")
+    left.pop(".train.build.json", None)  # the journal, for the next start
     assert all(name.endswith(".tar") and whole[name] == value for name, value in left.items())
     assert len(left) < 4
     build_shards(NoiseSource(12), "train", str(tmp_path / "a"), samples_per_shard=3)
@@ -355,7 +357,7 @@ def test_the_index_is_written_after_its_table(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(storage, "write_atomic", note)
     with pytest.raises(StorageFault):
         index_shards(f"{tmp_path}/train-0.tar")
-    assert written == ["train.index.npy", "train.index.json"]
+    assert [name for name in written if ".index." in name] == ["train.index.npy", "train.index.json"]
 
 
 def test_nothing_is_unpickled_or_run(tmp_path: Path) -> None:

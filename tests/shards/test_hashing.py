@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shards.hashing import below, hash64, hash_words, stream_key, unit_interval
+from shards.hashing import below, hash64, hash_words, open_interval, stream_key, unit_interval
 
 GOLDEN_WORDS = [4488718540338716652, 6053605108016452531, 190370106212274913]
 GOLDEN_ONE = -8990005041381537404
@@ -48,3 +48,13 @@ def test_below_is_even() -> None:
     assert drawn.max() == 32
     assert counts.min() > 850
     assert counts.max() < 1150
+
+
+def test_the_open_interval_is_symmetric_and_never_reaches_its_ends() -> None:
+    extreme = open_interval(np.array([0, -1, 2**63 - 1, -(2**63)], dtype=np.int64))
+    assert extreme.tolist() == [1, 2**53 - 1, 2**52 - 1, 2**52 + 1]
+    words = hash64(3, "open", np.arange(100_000))
+    inside = open_interval(words) / 2**53
+    assert 0 < inside.min() < inside.max() < 1
+    assert abs(inside.mean() - 0.5) < 0.005
+    assert np.array_equal(open_interval(words), open_interval(torch.from_numpy(words)).numpy())

@@ -9,9 +9,9 @@ import pytest
 
 from shards import reader as reader_module
 from shards import storage
-from shards.build import index_shards
 from shards.errors import StorageFault
 from shards.index import ShardIndex, read_index
+from shards.indexing import index_shards
 from shards.reader import RawSample, ShardReader
 from tests.shards.pictures import jpeg, members, write_tar
 
@@ -121,6 +121,19 @@ def test_a_header_unlike_the_index_is_a_storage_fault(index: ShardIndex, damage:
     path.write_bytes(data)
     with pytest.raises(StorageFault, match=rf"train-1\.tar is not what the index describes: sample 7 at byte {at}"):
         ShardReader(index).read([7])
+
+
+def test_a_picture_with_one_other_bit_is_a_storage_fault(index: ShardIndex) -> None:
+    """Nothing else would tell: it has its length and its place, and it decodes."""
+    path = Path(index.shard_url(1))
+    data = bytearray(path.read_bytes())
+    data[int(index.samples["offset"][7]) + 300] ^= 1
+    path.write_bytes(data)
+    reader = ShardReader(index)
+    with pytest.raises(StorageFault, match=r"train-1\.tar is not .* sample 7 .*CRC-32 \w{8}, expected \w{8}"):
+        reader.read([7])
+    assert reader.key(7) == "s0007"
+    assert reader.read([6, 8])
 
 
 def test_a_lost_handle_is_opened_anew(

@@ -184,3 +184,50 @@ def test_memory_file_system_round_trip() -> None:
     with pytest.raises(RuntimeError):
         storage.write_atomic(url, half)
     assert storage.read_all(url) == b"0123456789"
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_version_changes_with_the_file_and_what_is_removed_is_gone(place: str, tmp_path: Path) -> None:
+    url = f"{tmp_path}/f" if place == "local" else "memory://storage-test/versions/f"
+    storage.write_atomic(url, b"one")
+    first = storage.version(url)
+    assert storage.version(url) == first
+    storage.write_atomic(url, b"three")
+    assert storage.version(url) != first
+    storage.remove(url)
+    assert not storage.exists(url)
+    storage.remove(url)
+    with pytest.raises(StorageFault, match="missing"):
+        storage.version(url)
+
+
+def test_bytes_that_are_not_the_right_ones_are_asked_for_again(remote: Any) -> None:
+    fs = remote(Flaky(0, OSError()))
+    seen: list[bytes] = []
+
+    def check(data: bytes) -> None:
+        seen.append(data)
+        if len(seen) < 3:
+            raise StorageFault("others")
+
+    assert storage.read_range("s3://b/k", 2, 3, check) == b"234"
+    assert fs.calls == 3
+    with pytest.raises(StorageFault, match="for ever"):
+        storage.read_range("s3://b/k", 2, 3, lambda data: (_ for _ in ()).throw(StorageFault("for ever")))
+
+
+def test_a_download_comes_in_blocks_or_whole(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "STREAM_BLOCK_BYTES", 4)
+    fs = remote(Flaky(1, ConnectionResetError("dropped")))
+    got: list[bytes] = []
+    storage.download("s3://b/k", 10, got.append)
+    assert got == [b"0123", b"4567", b"89"]
+    assert fs.calls == 4
+    with pytest.raises(StorageFault, match="gave 2 bytes from byte 8 where 4"):
+        storage.download("s3://b/k", 12, got.append)
+    monkeypatch.setattr(fs, "cat_file", lambda path, start, end: b"0123456789")  # no ranges
+    got.clear()
+    storage.download("s3://b/k", 10, got.append)
+    assert got == [b"0123456789"]
+    with pytest.raises(StorageFault, match="does not serve ranges"):
+        storage.read_range("s3://b/k", 2, 3)
