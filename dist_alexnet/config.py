@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from dist_alexnet.errors import ConfigError, LayoutError
@@ -23,7 +23,14 @@ Positive = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """Frozen, and strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        populate_by_name=True,  # in code, where the key is a word of Python
+        serialize_by_alias=True,
+    )
 
 
 class Run(Section):
@@ -38,6 +45,9 @@ class Run(Section):
     epochs: float | None = Field(None, description="length in passes over the training set (90 if steps is not set)")
     steps: int | None = Field(None, description="length in optimizer steps, instead of epochs", ge=0)
     deterministic: bool = Field(False, description="bit-identical repetition on the same layout, slower on GPUs")
+    max_minutes: float | None = Field(
+        None, description="save and stop after so many minutes of this start, to be started again", gt=0
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Run":
@@ -52,13 +62,60 @@ class Run(Section):
         return self
 
 
+class Colour(Section):
+    deviation: float = Field(
+        0.0, description="standard deviation of the colour noise, in parts of the set's own (0: none; 2012: 0.1)", ge=0
+    )
+    rule: Literal["as-run", "as-written"] = Field(
+        "as-run", description="as-run: 2012's code, divides by 1 + deviation; as-written: the paper's 4.1"
+    )
+    chunk: Positive = Field(1, description="consecutive places on the line of samples that share their noise")
+    until_epoch: float | None = Field(None, description="no noise from this epoch on (2012: 67)", ge=0)
+
+
 class Augment(Section):
-    crop: bool = Field(True, description="random crop of image_size from resize; centre crop if false")
+    crop: Literal["random", "centre", "resized"] = Field(
+        "random",
+        description="random: image_size from resize, anywhere; centre; resized: a box of any size and shape, resampled",
+    )
+    crop_chunk: Positive = Field(
+        1, description="consecutive places on the line of samples that share crop and flip (2012's code: 32)"
+    )
+    resized_scale: tuple[float, float] = Field((0.08, 1.0), description="crop resized: part of the picture's area")
+    resized_ratio: tuple[float, float] = Field((0.75, 4 / 3), description="crop resized: width / height of the box")
     mirror: bool = Field(True, description="random left-right flip")
+    colour: Colour = Colour()
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _as_a_word(cls, value: Any) -> Any:
+        """true and false are random and centre."""
+        return {True: "random", False: "centre"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Augment":
+        least, most = self.resized_scale
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"data.augment.resized_scale is {[least, most]}, expected two rising numbers up to 1")
+        least, most = self.resized_ratio
+        if not 0 < least <= most:
+            raise ValueError(f"data.augment.resized_ratio is {[least, most]}, expected two rising numbers above 0")
+        return self
 
 
 class BadSamples(Section):
     max_fraction: float = Field(0.001, description="stop when more than this part of the pictures failed", ge=0, le=1)
+
+
+class Cache(Section):
+    dir: str | None = Field(
+        None,
+        description="folder on the node's own disk for whole shards from other storage, shared by its ranks and runs; "
+        "none: each sample by a range read",
+    )
+    max_bytes: Positive | None = Field(
+        None, description="how large that folder may become (none: as the disk allows, 5 % stay free)"
+    )
 
 
 class Data(Section):
@@ -68,8 +125,19 @@ class Data(Section):
     workers: int = Field(2, description="loader processes a rank (0: load in the rank itself)", ge=0)
     resize: Positive = Field(256, description="short side, in pixels, at which the crop is thought")
     image_size: Positive = Field(224, description="side of the square the network sees, in pixels")
-    mean: tuple[float, float, float] = Field(
-        (127.305, 119.715, 104.913), description="R, G, B subtracted from the pixels (0-255); the default is ImageNet's"
+    mean: tuple[float, float, float] | Literal["colour", "image"] = Field(
+        (127.305, 119.715, 104.913),
+        description="R, G, B subtracted from the pixels (0-255), by default ImageNet's; colour, image: of statistics",
+    )
+    statistics: str = Field(
+        "imagenet",
+        description="where mean and colour noise come from: imagenet, or URL of a .statistics.json (shards info)",
+    )
+    decoder: Literal["auto", "pillow", "simplejpeg", "region"] = Field(
+        "auto", description="what decodes JPEGs, all to the same pixels; auto: the fastest that each host has"
+    )
+    share_decoding: bool = Field(
+        False, description="columns of one replica each decode a part of its pictures, and exchange the pixels"
     )
     lanes: Positive | Literal["auto"] = Field(
         "auto", description="lanes of the order, divides batch_size; auto: the largest power of two up to 64 that does"
@@ -78,6 +146,7 @@ class Data(Section):
     exclude: tuple[str, ...] = Field((), description="names of training shards to leave out")
     augment: Augment = Augment()
     bad_samples: BadSamples = BadSamples()
+    cache: Cache = Cache()
 
     @property
     def lane_count(self) -> int:
@@ -92,6 +161,11 @@ class Data(Section):
             )
         if self.image_size > self.resize:
             raise ValueError(f"data.image_size is {self.image_size}, expected at most data.resize ({self.resize})")
+        if self.mean == "image" and self.statistics == "imagenet":
+            raise ValueError(
+                "data.mean is image, but data.statistics imagenet has no mean image: compute it with `dist-alexnet "
+                "shards info INDEX --statistics`, and set data.statistics to the file that it writes"
+            )
         return self
 
 
@@ -100,6 +174,11 @@ class Network(Section):
     num_classes: Positive = Field(1000, description="classes of the last layer")
     width: float = Field(1.0, description="multiplier of every layer's width but the last one's", gt=0)
     dropout: float | None = Field(None, description="rate in place of the preset's (0: none)", ge=0, lt=1)
+    batch_norm_groups: Positive | Literal["auto"] = Field(
+        "auto",
+        description="parts of the global batch that are normalised apart, divides it; auto: as many, a power of two, "
+        "as leave 32 images to each",
+    )
 
 
 class Parallel(Section):
@@ -109,6 +188,13 @@ class Parallel(Section):
         None, description="images of one model group in one forward (default: its whole part of the batch)"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what DeepSpeed cuts over the data ranks")
+    exchange: Literal["full", "bf16", "fp16"] = Field(
+        "full", description="activations and their gradients on the wire; full: as they are computed"
+    )
+    channels_last: bool = Field(False, description="memory format of activations (parameters stay contiguous)")
+    overlap: bool = Field(
+        False, description="a convolution that reads both columns begins with its own while the other travels"
+    )
 
     @property
     def group_ranks(self) -> int:
@@ -117,34 +203,141 @@ class Parallel(Section):
 
 
 class Optimizer(Section):
-    name: Literal["sgd-2012", "sgd"] = Field(
-        "sgd-2012", description="sgd-2012: learning rate inside the momentum, as run in 2012; sgd: torch's rule"
+    name: Literal["sgd-2012", "sgd", "lars", "adamw"] = Field(
+        "sgd-2012",
+        description="sgd-2012: learning rate inside the momentum, as run in 2012; sgd: torch's rule; lars: rates that "
+        "adapt to each tensor; adamw",
     )
     lr: float = Field(0.01, description="learning rate of weights; a network sets multiples of it", ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="part of the last update that goes on")
+    momentum: float = Field(0.9, ge=0, lt=1, description="part of the last update that goes on (not adamw)")
     weight_decay: float = Field(0.0005, description="decay of weights; a network sets multiples of it", ge=0)
     nesterov: bool = Field(False, description="look ahead (sgd only)")
+    trust: float = Field(0.001, description="update of a tensor in parts of its norm, at lr 1 (lars only)", gt=0)
+    adapt_vectors: bool = Field(
+        True, description="biases, scales and shifts adapt, too; else their rate is lr itself (lars only)"
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="what stays of the means of gradients and of their squares (adamw only)"
+    )
+    eps: float = Field(1e-8, description="added to the root of the mean of squares (adamw only)", gt=0)
     clip_norm: float = Field(0.0, description="largest norm of the whole gradient (0: no clipping)", ge=0)
 
     @model_validator(mode="after")
     def _goes_together(self) -> "Optimizer":
-        if self.nesterov and self.name != "sgd":
-            raise ValueError(f"optimizer.nesterov goes with name sgd only, found {self.name}: set it to false")
+        _refuse_others(self, "optimizer", _OPTIMIZER_FIELDS)
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.momentum is 0.0, expected more than 0 with nesterov")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas is {list(self.betas)}, expected two numbers from 0 on, less than 1")
         return self
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that matter to this rule, as plain values."""
+        return _chosen(self, _OPTIMIZER_FIELDS)
+
+
+class Phase(Section):
+    """One entry of a manual schedule: from `epoch` on, the rates of weights, of biases, or of both are these."""
+
+    epoch: float = Field(ge=0)
+    layers: tuple[str, ...] = ()  # none: all that no phase names
+    weights: float | None = Field(None, ge=0)
+    biases: float | None = Field(None, ge=0)
 
 
 class Schedule(Section):
-    name: Literal["constant", "steps"] = Field("steps", description="steps: lr times factor at each of at_epochs")
-    at_epochs: tuple[float, ...] = Field((25.0, 51.0, 79.0), description="where the rate drops, in epochs, rising")
-    factor: float = Field(0.1, description="what the rate is multiplied by at each of them", gt=0)
+    name: Literal["constant", "steps", "manual", "plateau", "dexp", "poly", "cosine"] = Field(
+        "steps",
+        description="constant; steps: lr times factor at each of at_epochs; manual: phases; plateau: lr times factor "
+        "when the validation error stands still; dexp: equal stairs; poly: (1 - part of the run)^power; cosine",
+    )
+    at_epochs: tuple[float, ...] = Field(
+        (25.0, 51.0, 79.0), description="steps: where the rate drops, in epochs, rising"
+    )
+    factor: float = Field(0.1, description="steps, plateau: what the rate is multiplied by at each drop", gt=0)
+    phases: tuple[Phase, ...] = Field(
+        (),
+        description="manual: list of {epoch, layers, weights, biases}: from that epoch on the rates of these layers' "
+        "weights and biases (no layers: all that no phase names); before, lr and the network's multipliers",
+    )
+    patience: Positive = Field(3, description="plateau: evaluations without a better one after which the rate drops")
+    threshold: float = Field(0.0, description="plateau: a better one has a top-1 error less by more than this", ge=0)
+    fall: float = Field(250.0, description="dexp: what the rate is divided by from the first stair to the last", gt=0)
+    stairs: Positive = Field(4, description="dexp: stairs of equal length over the run")
+    bias_fall: float | None = Field(None, description="dexp: fall of the biases (default: as the weights)", gt=0)
+    bias_stairs: Positive | None = Field(None, description="dexp: stairs of the biases (default: as the weights)")
+    power: float = Field(2.0, description="poly: 1 falls straight to 0 at the end of the run", gt=0)
+    warmup_epochs: float = Field(0.0, description="straight rise from warmup_lr to the schedule, in epochs", ge=0)
+    warmup_lr: float = Field(0.0, description="rate of the first step of a warm-up", ge=0)
 
     @model_validator(mode="after")
-    def _rising(self) -> "Schedule":
+    def _fits(self) -> "Schedule":
+        # What goes with steps, the default, may stay in a config over which an override lays another name.
+        others = {key: names for key, names in _SCHEDULE_FIELDS.items() if "steps" not in names}
+        _refuse_others(self, "schedule", others)
         if list(self.at_epochs) != sorted(set(self.at_epochs)) or any(at < 0 for at in self.at_epochs):
             raise ValueError(f"schedule.at_epochs is {list(self.at_epochs)}, expected rising numbers from 0 on")
+        epochs = [phase.epoch for phase in self.phases]
+        if epochs != sorted(epochs):
+            raise ValueError(f"schedule.phases begin at epochs {epochs}, expected them in order")
+        if self.name == "manual" and not self.phases:
+            raise ValueError("schedule.phases is empty, expected at least one phase with name manual")
+        for phase in self.phases:
+            if phase.weights is None and phase.biases is None:
+                raise ValueError(
+                    f"schedule.phases has one at epoch {phase.epoch} without a rate: give weights or biases"
+                )
+        if self.warmup_lr and not self.warmup_epochs:
+            raise ValueError(f"schedule.warmup_lr is {self.warmup_lr} without warmup_epochs, expected both or none")
         return self
+
+    @property
+    def named_layers(self) -> frozenset[str]:
+        """Layers that have rates of their own."""
+        return frozenset(layer for phase in self.phases for layer in phase.layers)
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether the rate depends on how long the run is."""
+        return self.name in ("dexp", "poly", "cosine")
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that matter to this schedule, as plain values."""
+        return _chosen(self, _SCHEDULE_FIELDS)
+
+
+# Which names a field goes with; the others go with all.
+_OPTIMIZER_FIELDS = {
+    "momentum": ("sgd-2012", "sgd", "lars"),
+    "nesterov": ("sgd",),
+    "trust": ("lars",),
+    "adapt_vectors": ("lars",),
+    "betas": ("adamw",),
+    "eps": ("adamw",),
+}
+_SCHEDULE_FIELDS = {
+    "at_epochs": ("steps",),
+    "factor": ("steps", "plateau"),
+    "phases": ("manual",),
+    **dict.fromkeys(("patience", "threshold"), ("plateau",)),
+    **dict.fromkeys(("fall", "stairs", "bias_fall", "bias_stairs"), ("dexp",)),
+    "power": ("poly",),
+}
+
+
+def _refuse_others(section: Any, where: str, goes_with: dict[str, tuple[str, ...]]) -> None:
+    """Raise ValueError where a field that does nothing for the section's name is not at its default."""
+    for key, names in goes_with.items():
+        if section.name not in names and getattr(section, key) != type(section).model_fields[key].default:
+            raise ValueError(
+                f"{where}.{key} goes with name {' or '.join(names)} only, found {section.name}: leave it out, or "
+                f"change {where}.name"
+            )
+
+
+def _chosen(section: Any, goes_with: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    values: dict[str, Any] = section.model_dump(mode="json")
+    return {key: value for key, value in values.items() if section.name in goes_with.get(key, (section.name,))}
 
 
 class Checkpoint(Section):
@@ -152,7 +345,14 @@ class Checkpoint(Section):
         None, description="save each time this many steps are done (always at the end)"
     )
     every_epochs: float | None = Field(1.0, description="save at the first step past each multiple", gt=0)
-    keep: Positive = Field(3, description="how many good checkpoints stay in the run folder")
+    every_minutes: float | None = Field(None, description="save when the last save is so many minutes old", gt=0)
+    keep: Positive = Field(3, description="how many of the newest checkpoints stay in the run folder")
+    keep_every_steps: Positive | None = Field(None, description="checkpoints of multiples of this stay, too")
+    keep_best: bool = Field(True, description="the one with the best top-1 on the validation set is saved, and stays")
+    background: bool = Field(
+        True, alias="async", description="write beside training, from a copy in host memory (else wait for it)"
+    )
+    max_failures: int = Field(3, description="saves in a row that may fail before the run stops", ge=0)
 
 
 class Evaluate(Section):
@@ -182,9 +382,10 @@ class Config(Section):
     parallel: Parallel = Parallel()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="of convolutions and products; weights stay fp32. auto: bf16 on a GPU that has it, else fp32",
+        description="of convolutions and products; weights stay fp32. auto: bf16 on a GPU that has it, else fp32; fp16 "
+        "scales the loss",
     )
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
@@ -194,9 +395,38 @@ class Config(Section):
     def run_folder(self) -> Path:
         return Path(self.run.dir) / self.run.name
 
+    @property
+    def batch_norm_parts(self) -> int:
+        """`network.batch_norm_groups` as a number: a function of the batch alone, never of the layout."""
+        if self.network.batch_norm_groups != "auto":
+            return self.network.batch_norm_groups
+        parts = 1
+        while self.data.batch_size % (2 * parts) == 0 and self.data.batch_size // (2 * parts) >= 32:
+            parts *= 2
+        return parts
+
+    @model_validator(mode="after")
+    def _rates(self) -> "Config":
+        if self.optimizer.name == "lars" and self.parallel.zero_stage == 3:
+            raise ValueError("parallel.zero_stage is 3, expected 0, 1 or 2 with optimizer.name lars")
+        if self.schedule.name == "plateau":
+            if self.data.val is None:
+                raise ValueError("data.val is not set, expected a validation set with schedule.name plateau")
+            if self.evaluate.every_epochs is None and self.evaluate.every_steps is None:
+                raise ValueError(
+                    "evaluate.every_epochs and evaluate.every_steps are null, expected one of them with schedule.name "
+                    "plateau"
+                )
+        return self
+
     @model_validator(mode="after")
     def _micro_batches(self) -> "Config":
         micro, replicas = self.parallel.micro_batch, self.parallel.replicas
+        if self.data.batch_size % self.batch_norm_parts:
+            raise ValueError(
+                f"network.batch_norm_groups is {self.batch_norm_parts}, expected a divisor of data.batch_size "
+                f"({self.data.batch_size})"
+            )
         if micro is not None and self.data.batch_size % micro:
             raise ValueError(
                 f"parallel.micro_batch is {micro}, expected a divisor of data.batch_size ({self.data.batch_size})"
@@ -231,6 +461,12 @@ def batches_on(config: Config, world_size: int) -> Batches:
         raise LayoutError(
             f"data.batch_size is {batch_size}, expected a multiple of {data_ranks} data ranks x "
             f"parallel.micro_batch ({micro_batch}): change one of them"
+        )
+    columns, images = config.parallel.columns, micro_batch // config.parallel.replicas
+    if config.data.share_decoding and images % columns:
+        raise LayoutError(
+            f"data.share_decoding is true, but a replica's {images} images in one forward are no multiple of "
+            f"parallel.columns ({columns}): change parallel.micro_batch or data.batch_size, or set it to false"
         )
     return Batches(
         data_ranks=data_ranks, micro_batch=micro_batch, accumulation=batch_size // (data_ranks * micro_batch)
@@ -274,20 +510,29 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def fields_of(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every leaf setting as (dotted key, field), for errors, docs and tests."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from fields_of(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield f"{prefix}{field.alias or name}", field
 
 
 def _sentence(error: ValidationError) -> str:
     """The first thing wrong, as one sentence."""
     first = error.errors()[0]
     steps = [str(step) for step in first["loc"]]
-    key = ".".join(step for step in steps if step != "constrained-int" and not step.startswith("literal["))
+    kinds = ("constrained-int", "literal[", "tuple[")  # a member of a union, which pydantic names as a step
+    key = ".".join(step for step in steps if not step.startswith(kinds))
     if first["type"] == "extra_forbidden":
         near = _nearest(key)
         return f"unknown key {key}" + (f", did you mean {near}?" if near else ": see docs/config.md for all keys")

@@ -109,6 +109,11 @@ def launch_id(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("TORCHELASTIC_RUN_ID")
 
 
+def job_ends_at_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """When the job's time is over, of time.time(), where Slurm says so."""
+    return float(_integer(environ, "SLURM_JOB_END_TIME")) if environ.get("SLURM_JOB_END_TIME") else None
+
+
 def tell_deepspeed(device_type: str, environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the accelerator to DeepSpeed before it is imported, or it guesses, with a warning a rank on CPUs."""
     if device_type == "cpu":

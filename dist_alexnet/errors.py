@@ -5,10 +5,12 @@ DistAlexnetError
 │   ├── ConfigError       a setting is unknown, out of range, or does not go with another
 │   ├── LayoutError       the world, the layout and the network do not fit together
 │   ├── RunFolderError    the run folder holds something else than this run
-│   └── CheckpointError   what was asked to be loaded is not a whole checkpoint
+│   ├── CheckpointError   what was asked to be loaded is not a whole checkpoint
+│   └── WeightsError      weights to import or export do not fit the network or the format
 ├── BadSamplesError       more pictures failed to decode than `data.bad_samples.max_fraction` allows
 ├── DivergedError         the loss is no longer finite
-└── EvaluationError       a validation image was not counted exactly once: the figure is refused
+├── EvaluationError       a validation image was not counted exactly once: the figure is refused
+└── StopRequested         somebody asked the run to stop; it has saved and can be started again
 """
 
 from shards.errors import DistAlexnetError, InputError
@@ -30,6 +32,10 @@ class CheckpointError(InputError):
     """What was asked to be loaded is not a whole checkpoint."""
 
 
+class WeightsError(InputError):
+    """Weights to import or export do not fit the network or the format."""
+
+
 class BadSamplesError(DistAlexnetError):
     """More pictures failed to decode than `data.bad_samples.max_fraction` allows."""
 
@@ -40,3 +46,9 @@ class DivergedError(DistAlexnetError):
 
 class EvaluationError(DistAlexnetError):
     """A validation image was not counted exactly once: the figure is refused."""
+
+
+class StopRequested(DistAlexnetError):
+    """Somebody asked the run to stop: it saves, ends, and goes on when it is started again."""
+
+    exit_code = 75

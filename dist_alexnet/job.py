@@ -1,18 +1,20 @@
 """What a config means on a world: sizes, data and network fitted together before any process group is made."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from dist_alexnet.config import Batches, Config, batches_on
-from dist_alexnet.data.decode import decoder_identity
+from dist_alexnet.data.decode import decoder_here, decoder_identity
+from dist_alexnet.data.statistics import Statistics, statistics_for, used_digest
 from dist_alexnet.deepspeed_json import deepspeed_json
 from dist_alexnet.environment import read_world
 from dist_alexnet.errors import ConfigError
+from dist_alexnet.network.batch_norm import Parts, parts_on
 from dist_alexnet.network.build import check_layout
-from dist_alexnet.network.spec import Network, Spec, load_spec, network_for
+from dist_alexnet.network.sizes import Network, network_for
+from dist_alexnet.network.spec import Spec, load_spec
 from dist_alexnet.parallel.layout import Layout
 from shards.index import ShardIndex, read_index
 
@@ -30,14 +32,30 @@ class Job:
     batches: Batches
     train: ShardIndex
     val: ShardIndex | None
+    statistics: Statistics  # of pixels: for mean and colour noise
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run: floor(epochs * N / B)."""
         if self.config.run.steps is not None:
             return self.config.run.steps
-        epochs = EPOCHS_OF_2012 if self.config.run.epochs is None else self.config.run.epochs
-        return int(exact(epochs) * len(self.train) / self.config.data.batch_size)
+        return int(self.epochs * len(self.train) / self.config.data.batch_size)
+
+    @property
+    def epochs(self) -> Fraction:
+        """Length of the whole run in passes over the training set, as the config has it."""
+        if self.config.run.steps is not None:
+            return Fraction(self.config.run.steps * self.config.data.batch_size, len(self.train))
+        return exact(EPOCHS_OF_2012 if self.config.run.epochs is None else self.config.run.epochs)
+
+    @property
+    def batch_norm_parts(self) -> Parts:
+        """How the parts that batch norm normalises apart fall on the ranks. Raises LayoutError where they do not."""
+        if not self.network.statistics:
+            return Parts()
+        return parts_on(
+            self.layout, self.config.data.batch_size, self.config.batch_norm_parts, self.batches.accumulation
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -52,14 +70,26 @@ class Job:
             "data.lanes": self.config.data.lane_count,
             "data.mean": data["mean"],
             "data.resize": data["resize"],
+            "data.statistics": used_digest(self.config.data, self.statistics),
             "data.window_shards": data["window_shards"],
             "decoder": decoder_identity(),
+            **({"network.batch_norm_groups": self.config.batch_norm_parts} if self.network.statistics else {}),
             **{f"network.{key}": config["network"][key] for key in ("num_classes", "width", "dropout")},
-            "network.layers": hashlib.sha256(json.dumps(self.network.as_dict()).encode()).hexdigest()[:16],
-            "optimizer": config["optimizer"],
+            **{f"network.{key}": value for key, value in self.network.as_dict().items()},
+            "optimizer": self.config.optimizer.chosen(),
             "run.seed": config["run"]["seed"],
-            "schedule": config["schedule"],
+            "schedule": self.config.schedule.chosen(),
+            **self._what_rates_hang_on(),
         }
+
+    def _what_rates_hang_on(self) -> dict[str, Any]:
+        """What some schedules make of the run's length and of its evaluations: part of the run's identity then."""
+        schedule, evaluate = self.config.schedule, self.config.evaluate
+        if schedule.needs_length:
+            return {"run.length": str(self.epochs)}
+        if schedule.name == "plateau" and self.val is not None:
+            return {"data.val": self.val.digest, "evaluate.due": [evaluate.every_steps, evaluate.every_epochs]}
+        return {}
 
 
 def exact(number: float) -> Fraction:
@@ -76,6 +106,8 @@ def make_job(config: Config, world_size: int) -> Job:
     spec = load_spec(config.network.name)
     network = network_of(config, spec)
     check_layout(network, layout)
+    check_phases(config, network)
+    decoder_here(config.data.decoder)  # refused now, and not in a loader process
     train = read_index(config.data.train).without(config.data.exclude)
     val = read_index(config.data.val) if config.data.val else None
     for index in (train, val):
@@ -85,7 +117,9 @@ def make_job(config: Config, world_size: int) -> Job:
         raise ConfigError(
             f"the training set has {len(train)} images, expected at least data.batch_size ({config.data.batch_size})"
         )
-    return Job(config, spec, network, layout, batches, train, val)
+    job = Job(config, spec, network, layout, batches, train, val, statistics_for(config.data))
+    _ = job.batch_norm_parts  # refused now, and not when the network is made
+    return job
 
 
 def network_of(config: Config, spec: Spec) -> Network:
@@ -97,6 +131,13 @@ def network_of(config: Config, spec: Spec) -> Network:
         image_size=config.data.image_size,
         dropout=config.network.dropout,
     )
+
+
+def check_phases(config: Config, network: Network) -> None:
+    """Raise ConfigError if the schedule names a layer that learns nothing, or is not there."""
+    layers = sorted({tensor.name.rpartition(".")[0] for tensor in network.tensors})
+    for name in sorted(config.schedule.named_layers - set(layers)):
+        raise ConfigError(f"schedule.phases names layer {name}, expected one of {', '.join(layers)}")
 
 
 def check_classes(index: ShardIndex, num_classes: int) -> None:
@@ -119,6 +160,7 @@ def describe(config: Config) -> str:
         + (f"ends after {unseen} of {len(job.train)}" if unseen else "is whole"),
         f"train      {len(job.train)} images in {len(job.train.shards)} shards, {job.train.num_classes} classes",
         f"val        {val}",
+        f"decoder    {decoder_here(config.data.decoder)} on this host",
         f"network    {config.network.name}: {job.network.parameters:,} parameters",
         f"layout     {layout.data} data x {layout.replicas} replicas x {layout.columns} columns, ZeRO stage "
         f"{config.parallel.zero_stage}",

@@ -51,13 +51,20 @@ def claim(config: Config, identity: dict[str, Any], resume: str) -> None:
 
 
 def check_identity(known: dict[str, Any], identity: dict[str, Any], where: str) -> None:
-    """Raise RunFolderError naming the first key in which two runs differ."""
-    for key in dict.fromkeys([*identity, *known]):
-        if known.get(key) != identity.get(key):
-            raise RunFolderError(
-                f"{where} is of a run with {key} = {json.dumps(known.get(key))}, this config has "
-                f"{json.dumps(identity.get(key))}: choose another run.name, or set it back"
-            )
+    """Raise RunFolderError naming what differs between two runs: the first key with both values, and the other keys."""
+    differing = [key for key in dict.fromkeys([*identity, *known]) if known.get(key) != identity.get(key)]
+    if not differing:
+        return
+    first, *others = differing
+    theirs, ours = known.get(first), identity.get(first)
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        inside = next(key for key in [*ours, *theirs] if theirs.get(key) != ours.get(key))
+        first, theirs, ours = f"{first}.{inside}", theirs.get(inside), ours.get(inside)
+    raise RunFolderError(
+        f"{where} is of a run with {first} = {json.dumps(theirs)}, this config has {json.dumps(ours)}"
+        + (f" (and other {', '.join(others)})" if others else "")
+        + ": choose another run.name, or set it back"
+    )
 
 
 def take_generation(config: Config) -> int:

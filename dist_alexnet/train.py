@@ -10,18 +10,20 @@ import torch
 import torch.distributed as dist
 
 from dist_alexnet.checkpoint import store
-from dist_alexnet.config import Config, to_yaml
+from dist_alexnet.checkpoint.saver import Saver
+from dist_alexnet.config import Config, flattened, to_yaml
 from dist_alexnet.crash import say_error, traceback_in
 from dist_alexnet.data.batch import Batch, Fault
-from dist_alexnet.data.loader import Share, training_batches
+from dist_alexnet.data.loader import training_batches
+from dist_alexnet.data.statistics import mean_pixels
 from dist_alexnet.engine import Engine, LearnedTensor
-from dist_alexnet.environment import is_restart, launch_id, prepare_determinism, read_world
-from dist_alexnet.errors import BadSamplesError, CheckpointError, ConfigError, DivergedError
-from dist_alexnet.evaluate import agreed_compute_dtype, evaluate
+from dist_alexnet.environment import is_restart, job_ends_at_s, launch_id, prepare_determinism, read_world
+from dist_alexnet.errors import BadSamplesError, CheckpointError, ConfigError, DivergedError, StopRequested
+from dist_alexnet.evaluate import agreed_arithmetic, evaluate, share_of, whole_on
+from dist_alexnet.guard.requests import STOP_FILE, Requests
 from dist_alexnet.job import exact, make_job
 from dist_alexnet.network.build import ColumnNetwork
-from dist_alexnet.network.spec import Weighted
-from dist_alexnet.optim.schedules import rate_at
+from dist_alexnet.optim.schedules import Plateau, Rates
 from dist_alexnet.parallel.agree import on_every_rank, on_first_rank, together
 from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
@@ -47,7 +49,8 @@ def train_together(load: Callable[[], Config], resume: str = "auto") -> None:
     """Join the other ranks, agree on the config, and train: what the command does on every rank.
 
     A user's mistake that shows on one rank is every rank's. Under torchrun, which hides exit codes and starts again
-    after any failure, a mistake inside this run's own folder goes to its outcome.json, and the process exits 0.
+    after any failure, a mistake inside this run's own folder goes to its outcome.json, and the process exits 0; so it
+    does when the run was asked to stop (elsewhere with code 75).
     """
     world = read_world()
     with distributed(world) as device:
@@ -59,6 +62,8 @@ def train_together(load: Callable[[], Config], resume: str = "auto") -> None:
         try:
             with traceback_in(config.run_folder):
                 run.story()
+        except StopRequested as stopped:
+            raise SystemExit(0 if world.launcher == "torchrun" else stopped.exit_code) from stopped
         except InputError as error:
             if world.launcher != "torchrun" or not run.claimed:
                 raise
@@ -71,12 +76,13 @@ def train_together(load: Callable[[], Config], resume: str = "auto") -> None:
 def train(config: Config, resume: str = "auto") -> None:
     """Train as the config says, from where the run stands. resume: auto, never, or the path of a checkpoint.
 
-    Raises the errors of dist_alexnet/errors.py.
+    Raises the errors of dist_alexnet/errors.py; StopRequested once the run has saved what it was asked to stop with.
     """
     with distributed(read_world()) as device:
         _Run(config, device, resume).story()
 
 
+OF_A_RUN = {"best", "engine", "evaluation_pending", "identity", "meter", "plateau", "samples"}
 LOWER_RATE = "start another run (run.name) with a lower optimizer.lr; the checkpoints of this one are good"
 
 
@@ -88,12 +94,18 @@ class _Run:
         self.folder: Path = config.run_folder
         self.claimed = False
         self.keys: JsonLines | None = None
-        self.mean_3 = torch.tensor(self.config.data.mean, device=device)
         self.faults: list[tuple[int, Fault]] = []  # (step, fault) not yet in the ledger
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
     def story(self) -> None:
         """From claiming the folder to the last checkpoint."""
+        limit_s = None if self.config.run.max_minutes is None else 60 * self.config.run.max_minutes
+        every_s = None if self.config.checkpoint.every_minutes is None else 60 * self.config.checkpoint.every_minutes
+        ends_at_s = None if limit_s is None else time.time() + limit_s
+        with Requests(self.folder, ends_at_s, job_ends_at_s(), every_s) as self.requests:
+            self._story()
+
+    def _story(self) -> None:
         self.job = together(lambda: make_job(self.config, dist.get_world_size()))
         self.resume = on_first_rank(self._resume_now)
         on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
@@ -104,26 +116,34 @@ class _Run:
             self._nothing_left(first)
             return
         self.generation = on_first_rank(lambda: take_generation(self.config))
+        on_first_rank(lambda: (self.folder / STOP_FILE).unlink(missing_ok=True))  # it was for the start before
         self.attempt = self._start_attempt(first)
-        step = first
+        self.saver = Saver(self.folder, self.config.checkpoint)
+        self.step = first
         try:
             self.tracker = self._tracker(first)
-            for step in self._steps(first):  # noqa: B007 - read below
-                pass
+            self._train(first)
+        except StopRequested as request:
+            self.tracker.message(f"stopped on request ({request}) after step {self.step}, which is saved")
+            self._end(f"stopped: {request}", request.exit_code)
+            raise
         except BaseException as error:
             cause = first_cause(self.folder, self.generation, f"{type(error).__name__}: {error}")
-            self._end(cause, int(getattr(error, "exit_code", 1)), step)
+            self.saver.close()
+            self._end(cause, int(getattr(error, "exit_code", 1)))
             raise
-        self._end("done", 0, step)
+        self._end("done", 0)
 
     # ---- set up -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Mesh, network, engine and sums: what a step needs."""
         _choose_arithmetic(self.config, self.device)
-        self.mesh = make_mesh(self.job.layout, self.device.type)
+        self.mesh = make_mesh(self.job.layout, self.device.type, self.job.batch_norm_parts.ranks)
         self.engine = self._engine()
+        self.plateau = Plateau(self.config.schedule)
         self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
+        self.mean_3SS = torch.from_numpy(mean_pixels(self.config.data, self.job.statistics)).to(self.device)
 
     def _resume_now(self) -> str:
         """What `resume` means now: torchrun starts a run again with the first start's arguments, and it must go on."""
@@ -138,20 +158,23 @@ class _Run:
 
     def _engine(self) -> Engine:
         job, config = self.job, self.config
-        dtype = agreed_compute_dtype(config, self.device)
-        module = ColumnNetwork(job.network, self.mesh, config.run.seed, dtype).to(self.device)
-        learned = []
-        for step in job.network.steps:
-            if isinstance(step.layer, Weighted) and step.weight and step.bias:
-                for tensor, multipliers in ((step.weight, step.layer.weight), (step.bias, step.layer.bias)):
-                    parameter = module.parameter_of(tensor)
-                    learned.append(LearnedTensor(tensor, parameter, multipliers.lr, multipliers.decay))
-        return Engine(module, learned, config, self.mesh)
+        arithmetic = agreed_arithmetic(config, self.device)
+        self.module = ColumnNetwork(job.network, self.mesh, config.run.seed, arithmetic, job.batch_norm_parts.here).to(
+            self.device
+        )
+        learned = [
+            LearnedTensor(one.tensor, self.module.parameter_of(one.tensor), one.multipliers.lr, one.multipliers.decay)
+            for one in job.network.learned
+        ]
+        carried = [(one, self.module.values_of(one)) for one in job.network.statistics]
+        return Engine(self.module, learned, config, self.mesh, carried)
 
     def take_up(self) -> int:
         """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
         self.receipt: list[str] = []
         self.stands_on: int | None = None  # generation of the checkpoint
+        self.best: dict[str, float] | None = None  # step and top-1 of the best evaluation
+        self.evaluation_pending = False  # one was interrupted by a request to stop
         if self.resume == "never":
             return 0
         if self.resume == "auto":
@@ -162,16 +185,22 @@ class _Run:
             found, passed_over = store.find(Path(self.resume))
         self.receipt += [f"passed over: {line}" for line in passed_over]
         commit = found.commit
-        if not {"identity", "meter", "samples"} <= commit.state.keys():
+        if not commit.state.keys() >= OF_A_RUN:
             raise CheckpointError(
-                f"checkpoint {found.folder} does not say of which run it is: another version wrote it"
+                f"checkpoint {found.folder} does not say how its run stood: it holds weights only (then evaluate or "
+                "export it), or another version wrote it"
             )
         check_identity(commit.state["identity"], self.job.identity, f"checkpoint {found.folder}")
         with self.engine.loading():
             store.load(found, self.engine.fragments())
         self.meter.restore(commit.state["meter"])
+        self.engine.restore(commit.state["engine"])
+        self.plateau.restore(commit.state["plateau"])
+        self.best = commit.state["best"]
+        self.evaluation_pending = commit.state["evaluation_pending"]
         self.stands_on = commit.generation if self.folder.resolve() in found.folder.resolve().parents else None
         self.receipt.append(f"resumed from {found.folder}: step {commit.step}, {commit.state['samples']} samples seen")
+        self.receipt.append(f"samples to be replayed: 0; {_changes(commit, self._layout(), self.config)}")
         for name, now in store.versions().items():
             if commit.versions.get(name) != now:
                 self.receipt.append(
@@ -191,8 +220,7 @@ class _Run:
         hosts = on_every_rank(host_name)
         if self.mesh.place.rank > 0:
             return None
-        layout = {**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage}
-        return Attempt(self.folder, self.generation, first, self.stands_on, layout, sorted(set(hosts)))
+        return Attempt(self.folder, self.generation, first, self.stands_on, self._layout(), sorted(set(hosts)))
 
     def _tracker(self, first: int) -> Tracker:
         rank = self.mesh.place.rank
@@ -214,42 +242,62 @@ class _Run:
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
-    def _steps(self, first: int) -> Iterator[int]:
-        """Train from step `first` to the end; yields how many steps are done, after each."""
-        total, place, layout = self.job.total_steps, self.mesh.place, self.mesh.layout
-        share = Share(place.data_rank, layout.data, place.replica, layout.replicas)
-        batches = training_batches(
-            self.job.train, self.config, self.job.batches, share, range(first, total), self.device.type == "cuda"
+    def _train(self, first: int) -> None:
+        """Every step, and the last save on disk."""
+        try:
+            self._steps(first)
+        except StopRequested:
+            self.saver.finish()
+            raise
+        self.saver.finish()
+
+    def _steps(self, first: int) -> None:
+        """Train from step `first` to the end. Raises StopRequested once a run that was asked to stop is being saved."""
+        total, place = self.job.total_steps, self.mesh.place
+        batches = together(  # a node may be unable to make its cache
+            lambda: training_batches(
+                self.job.train,
+                self.config,
+                self.job.batches,
+                share_of(self.config, self.mesh),
+                range(first, total),
+                self.job.statistics,
+                self.device.type == "cuda",
+            )
         )
         if self.config.log.sample_keys:
             self.keys = JsonLines(self.folder / "keys" / f"rank-{place.rank:05d}.jsonl", self.generation)
         self.logged_at_s, self.logged_at_step = time.monotonic(), first
+        self.saved_step = first if first > 0 else -1
+        if self.evaluation_pending:
+            self._after(first)
         for step in range(first + 1, total + 1):
             self._step(step, batches)
+            self.step = step
             self._after(step)
-            yield step
         if total == 0:  # a run of no steps: the initial values, evaluated and saved
             self._after(0)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
-        self.engine.set_rate(self._rate(step))
+        self.engine.set_rates(self._rates(step).of)
         seen = []
         for _ in range(self.job.batches.accumulation):
             asked_at_s = time.monotonic()
             batch = next(batches)
             self.waited_s += time.monotonic() - asked_at_s
-            here = batch.to(self.device)
+            here = whole_on(batch, self.config, self.mesh, self.device)
             loss_B, ahead_B, weight_B = self.engine.forward(
-                here.inputs(self.mean_3), here.label_b, here.weight_b, here.position_b
+                here.inputs(self.mean_3SS), here.label_b, here.weight_b, here.position_b
             )
             self.engine.backward((loss_B * weight_B).sum())
             self.meter.add(batch_sums(loss_B.detach(), ahead_B, weight_B))
             seen.append(batch)
+        self.module.settle(self.engine.dropped)
         self.meter.step_done()
         if self.engine.skipped_steps:  # ZeRO 1-3 drop such a step without a word; ZeRO 0 does not
             raise DivergedError(f"the gradient of step {step} is not finite: {LOWER_RATE}")
-        if self.mesh.place.column == 0:  # columns of a replica saw the same pictures
+        if self.mesh.place.column == 0 or self.config.data.share_decoding:  # else columns loaded the same pictures
             self.faults += [(step, fault) for batch in seen for fault in batch.faults]
         if self.keys is not None:
             positions = [position for batch in seen for position in batch.position_b.tolist()]
@@ -258,16 +306,34 @@ class _Run:
             )
 
     def _after(self, step: int) -> None:
-        """What is due once `step` steps are done: a line of metrics, an evaluation, a checkpoint."""
-        config, last = self.config, step == self.job.total_steps
-        if step % config.log.every_steps == 0 or last:
+        """What is due once `step` steps are done; a request to stop, wherever it is heard of, saves first."""
+        try:
+            self._do_what_is_due(step)
+            if step < self.job.total_steps:
+                self.requests.look()
+        except StopRequested:
+            if self.saved_step != step or self.evaluation_pending:
+                self._save(step)
+            raise
+
+    def _do_what_is_due(self, step: int) -> None:
+        """A line of metrics, an evaluation, a checkpoint. After a stop in an evaluation, what was left of that."""
+        config, last, best = self.config, step == self.job.total_steps, False
+        if not self.evaluation_pending and (step % config.log.every_steps == 0 or last):
             self._log(step)
-        if self.job.val is not None and (
-            last or self._due(step, config.evaluate.every_steps, config.evaluate.every_epochs)
-        ):
-            self._evaluate(step, self.job.val)
-        if last or self._due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs):
+        due = self._due(step, config.evaluate.every_steps, config.evaluate.every_epochs)
+        if self.job.val is not None and (last or due):
+            self.evaluation_pending = True
+            top1 = self._evaluate(step, self.job.val)
+            self.evaluation_pending = False
+            if due:  # the last step's would be another one's when the run is made longer
+                self.plateau.evaluated(top1)
+            best = self._is_best(step, top1)
+        save_due = self._due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
+        if last or best or save_due or self.requests.save_is_due():
             self._save(step)
+        for line in self.saver.news():
+            self.tracker.message(line)
 
     # ---- what is due ------------------------------------------------------------------------------------------------
 
@@ -276,7 +342,7 @@ class _Run:
         values = self.meter.values()
         if self.meter.agreed.steps:
             steps, spent_s = step - self.logged_at_step, time.monotonic() - self.logged_at_s
-            values["optim/lr"] = self._rate(step)
+            values |= self._optimizer_metrics(step)
             values["data/wait_s"] = self.waited_s / max(1, steps)
             values["data/bad_samples"] = float(self.meter.agreed.bad_samples)
             values["speed/images_per_s"] = steps * self.config.data.batch_size / spent_s
@@ -284,14 +350,26 @@ class _Run:
         self.meter.reset()
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), step
 
-    def _evaluate(self, step: int, index: ShardIndex) -> None:
+    def _evaluate(self, step: int, index: ShardIndex) -> float:
+        """Evaluate and log; returns the top-1 accuracy."""
         started_s = time.monotonic()
         self.engine.train(False)
-        result = evaluate(self.engine.forward, index, self.config, self.mesh, self.device)
-        self.engine.train()
+        try:
+            result = evaluate(
+                self.engine.forward,
+                index,
+                self.config,
+                self.job.statistics,
+                self.mesh,
+                self.device,
+                after_each=self.requests.look,
+            )
+        finally:
+            self.engine.train()
         values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
         self._write_metrics(step, {**values, "val/bad_images": float(result.bad_images)})
         self.logged_at_s += time.monotonic() - started_s  # no training time
+        return result.top1
 
     def _save(self, step: int) -> None:
         started_s = time.monotonic()
@@ -304,21 +382,27 @@ class _Run:
         state = {
             "samples": step * self.config.data.batch_size,
             "meter": self.meter.state(),
+            "engine": self.engine.state(),
+            "plateau": self.plateau.state(),
+            "best": self.best,
+            "evaluation_pending": self.evaluation_pending,
             "identity": self.job.identity,
             "config": self.config.model_dump(mode="json"),
             "network": self.job.spec.model_dump(mode="json"),
             "classes": self.job.train.classes,
         }
-        store.save(
-            self.folder,
+        self.saver.save(
             self.engine.fragments_to_save(),
             step=step,
+            spared=None if self.best is None else int(self.best["step"]),
             generation=self.generation,
-            layout={**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage},
+            layout=self._layout(),
             versions=store.versions(),
             state=state,
         )
-        on_first_rank(lambda: store.prune(self.folder, self.config.checkpoint.keep, step))
+        self.saved_step = step
+        self.requests.saved()
+        self.requests.save_s = self.saver.took_s
         self.logged_at_s += time.monotonic() - started_s
 
     def _agree(self, step: int) -> None:
@@ -348,12 +432,41 @@ class _Run:
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
-    def _rate(self, step: int) -> float:
-        """Learning rate of the step that brings the count to `step`."""
-        return rate_at(self.config.schedule, self.config.optimizer.lr, self._epochs(step - 1))
+    def _rates(self, step: int) -> Rates:
+        """Learning rates of the step that brings the count to `step`."""
+        return Rates(
+            self.config.schedule,
+            self.config.optimizer.lr,
+            self._epochs(step - 1),
+            self.job.epochs,
+            self.plateau.drops,
+        )
+
+    def _optimizer_metrics(self, step: int) -> dict[str, float]:
+        """The rate of weights; others only where they are not the network's multiples of it; what fp16 adds."""
+        rates = self._rates(step)
+        values = {"optim/lr": rates.base}
+        for one in self.engine.learned:
+            rate = rates.of(one.layer, one.role, one.lr)
+            if not math.isclose(rate, rates.base * one.lr, rel_tol=1e-9):
+                values[f"optim/lr/{one.layer}.{one.role}"] = rate
+        if self.engine.loss_scale is not None:
+            values["optim/loss_scale"] = self.engine.loss_scale.scale
+            values["train/dropped_steps"] = float(self.engine.loss_scale.dropped_steps)
+        return values
 
     def _epochs(self, steps: int) -> Fraction:
         return Fraction(steps * self.config.data.batch_size, len(self.job.train))
+
+    def _layout(self) -> dict[str, int]:
+        return {**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage}
+
+    def _is_best(self, step: int, top1: float) -> bool:
+        """Whether this evaluation is the best so far, and is to be saved for that."""
+        if self.best is not None and top1 <= self.best["top1"]:
+            return False
+        self.best = {"step": step, "top1": top1}
+        return self.config.checkpoint.keep_best
 
     def _due(self, step: int, every_steps: int | None, every_epochs: float | None) -> bool:
         """Whether this is a multiple of steps, or the first step past a multiple of epochs."""
@@ -366,11 +479,20 @@ class _Run:
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
         self.tracker.metrics(step, step * self.config.data.batch_size, float(self._epochs(step)), values)
 
-    def _end(self, cause: str, code: int, step: int) -> None:
+    def _end(self, cause: str, code: int) -> None:
         if hasattr(self, "tracker"):
             self.tracker.close(code)
         if self.attempt is not None:
-            self.attempt.end(cause, code, step)
+            self.attempt.end(cause, code, self.step)
+
+
+def _changes(commit: store.Commit, layout: dict[str, int], config: Config) -> str:
+    """What is another than when the checkpoint was written, of layout and settings."""
+    before, now = flattened(commit.state["config"]), flattened(config.model_dump(mode="json"))
+    changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
+    if commit.layout != layout:
+        changed.insert(0, f"layout {commit.layout} -> {layout}")
+    return f"changed since: {', '.join(changed)}" if changed else "layout and settings are the same"
 
 
 def _choose_arithmetic(config: Config, device: torch.device) -> None:

@@ -68,6 +68,9 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["shards", "build", "bundled", "letters", "--to", "x"], "expected digits"),
         (["config", "show", "no-such.yaml"], "no-such.yaml"),
         (["train", "no-such.yaml"], "no-such.yaml"),
+        (["shards", "info", "no-such/train.index.json"], "there is no index"),
+        (["shards", "verify", "no-such/train.index.json"], "there is no index"),
+        (["shards", "index", "a/t-0.tar::b/t-1.tar"], "one folder"),
         (["evaluate", "x", "--shards", "y", "--json", "no-such-folder/x.json"], "folder that exists"),
     ],
 )
@@ -222,3 +225,32 @@ def test_shards_build_folder_then_index(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["shards", "index", f"{to}/train-{{000000..000001}}.tar"]) == 0
     assert capsys.readouterr().out == said
     assert json.loads((to / "train.index.json").read_text())["totals"]["samples"] == 6
+
+
+def test_shards_info_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for name, (value, count) in {"b": (10, 5), "a": (200, 2)}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (value, 2 * number, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    to = tmp_path / "set"
+    assert run(["shards", "build", "folder", str(tmp_path / "pictures"), "--to", str(to)]) == 0
+    before = sorted(to.iterdir())
+    capsys.readouterr()
+    assert run(["shards", "info", f"{to}/train.index.json"]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["samples"] == "7"
+    assert said["per"] == "class   min 2, median 3.5, max 5"
+    assert said["bytes"] == str((to / "train-000000.tar").stat().st_size)
+    assert sorted(to.iterdir()) == before
+    command = ["shards", "info", f"{to}/train.index.json", "--statistics", "--resize", "8", "--workers", "1"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    mean = next(line for line in out.splitlines() if line.startswith("mean "))
+    assert [float(word) for word in mean.split("B ")[1].split(", ")] == pytest.approx([450 / 7, 22 / 7, 0], abs=1.5)
+    assert out.splitlines()[-1] == f"statistics  {to}/train.statistics.json"
+    assert json.loads((to / "train.statistics.json").read_text())["resize"] == 8
+    assert run([*command, "--to", str(tmp_path / "elsewhere")]) == 0
+    for name in ("train.statistics.json", "train.mean.npy"):
+        assert (tmp_path / "elsewhere" / name).read_bytes() == (to / name).read_bytes()

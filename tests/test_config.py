@@ -129,6 +129,20 @@ def test_an_unknown_key_is_named_whole(tmp_path: Path, key: str) -> None:
         (["data.batch_size=64.5"], ["data.batch_size", "64.5", "integer"]),
         (["data.batch_size=0"], ["data.batch_size", "is 0", "greater than 0"]),
         (["data.mean=[1,2]"], ["data.mean.2", "required"]),
+        (["data.mean=picture"], ["data.mean"]),
+        (["data.mean=[1,2,x]"], ["data.mean.2", "'x'", "number"]),
+        (["data.mean=image"], ["data.mean is image", "no mean image", "shards info INDEX --statistics"]),
+        (["data.augment.crop=corner"], ["data.augment.crop", "'corner'", "'random', 'centre' or 'resized'"]),
+        (["data.augment.crop_chunk=0"], ["data.augment.crop_chunk", "is 0", "greater than 0"]),
+        (["data.augment.resized_scale=[0.5,0.2]"], ["data.augment.resized_scale is [0.5, 0.2]", "rising"]),
+        (["data.augment.resized_scale=[0,1]"], ["data.augment.resized_scale is [0.0, 1.0]"]),
+        (["data.augment.resized_scale=[0.1,2]"], ["data.augment.resized_scale is [0.1, 2.0]", "up to 1"]),
+        (["data.augment.resized_ratio=[2,1]"], ["data.augment.resized_ratio is [2.0, 1.0]", "rising"]),
+        (["data.augment.resized_ratio=[0,1]"], ["data.augment.resized_ratio is [0.0, 1.0]", "above 0"]),
+        (["data.augment.colour.deviation=-0.1"], ["data.augment.colour.deviation", "is -0.1", "0"]),
+        (["data.augment.colour.rule=paper"], ["data.augment.colour.rule", "'as-run' or 'as-written'"]),
+        (["data.augment.colour.chunk=0"], ["data.augment.colour.chunk", "is 0", "greater than 0"]),
+        (["data.augment.colour.until_epoch=-1"], ["data.augment.colour.until_epoch", "is -1", "0"]),
         (["data.workers=-1"], ["data.workers", "is -1", "0"]),
         (["data.bad_samples.max_fraction=2"], ["data.bad_samples.max_fraction", "is 2", "1"]),
         (["data=5"], ["section data is 5", "data.train"]),
@@ -144,9 +158,30 @@ def test_an_unknown_key_is_named_whole(tmp_path: Path, key: str) -> None:
         (["schedule.at_epochs=[3,2]"], ["schedule.at_epochs is [3.0, 2.0]", "rising"]),
         (["schedule.at_epochs=[2,2]"], ["schedule.at_epochs is [2.0, 2.0]", "rising"]),
         (["schedule.at_epochs=[-1]"], ["schedule.at_epochs is [-1.0]", "from 0"]),
+        (["optimizer.name=adam"], ["optimizer.name", "'adam'", "'lars' or 'adamw'"]),
+        (["optimizer.trust=0.01"], ["optimizer.trust goes with name lars only", "found sgd-2012", "leave it out"]),
+        (["optimizer.name=lars", "optimizer.eps=1e-6"], ["optimizer.eps goes with name adamw only", "found lars"]),
+        (["optimizer.name=adamw", "optimizer.momentum=0.5"], ["optimizer.momentum goes with name sgd-2012 or sgd or"]),
+        (["optimizer.name=adamw", "optimizer.betas=[0.9,1]"], ["optimizer.betas is [0.9, 1.0]", "less than 1"]),
+        (["optimizer.name=lars", "parallel.zero_stage=3"], ["parallel.zero_stage is 3", "0, 1 or 2", "lars"]),
+        (["schedule.name=manual"], ["schedule.phases is empty", "manual"]),
+        (["schedule.name=cosine", "schedule.power=3"], ["schedule.power goes with name poly only", "found cosine"]),
+        (["schedule.phases=[{epoch: 1, weights: 1}]"], ["schedule.phases goes with name manual only", "found steps"]),
+        (["schedule.name=manual", "schedule.phases=[{epoch: 1}]"], ["schedule.phases", "epoch 1.0 without a rate"]),
+        (
+            ["schedule.name=manual", "schedule.phases=[{epoch: 2, weights: 1}, {epoch: 1, biases: 1}]"],
+            ["schedule.phases begin at epochs [2.0, 1.0]", "in order"],
+        ),
+        (["schedule.name=manual", "schedule.phases=[{epoch: 1, rate: 1}]"], ["unknown key schedule.phases.0.rate"]),
+        (["schedule.warmup_lr=0.1"], ["schedule.warmup_lr is 0.1 without warmup_epochs", "both or none"]),
+        (["schedule.name=plateau"], ["data.val is not set", "plateau"]),
+        (
+            ["schedule.name=plateau", "data.val=v", "evaluate.every_epochs=null"],
+            ["evaluate.every_epochs and evaluate.every_steps are null", "plateau"],
+        ),
         (["network.width=0"], ["network.width", "is 0", "greater than 0"]),
         (["network.dropout=1"], ["network.dropout", "is 1", "less than 1"]),
-        (["precision=fp16"], ["precision", "'fp16'", "'bf16'"]),
+        (["precision=fp8"], ["precision", "'fp8'", "'bf16' or 'fp16'"]),
         (["evaluate.every_epochs=0"], ["evaluate.every_epochs", "is 0", "greater than 0"]),
         (["log.wandb.mode=on"], ["log.wandb.mode", "True", "'offline'"]),
     ],
@@ -208,6 +243,20 @@ def test_overrides_win_and_are_typed(tmp_path: Path) -> None:
     assert (config.data.batch_size, config.data.exclude, config.data.mean) == (64, ("b.tar", "c.tar"), (1, 2.5, 3))
 
 
+@pytest.mark.parametrize(("written_as", "crop"), [("true", "random"), ("false", "centre"), ("resized", "resized")])
+def test_a_crop_may_be_switched_on_and_off(tmp_path: Path, written_as: str, crop: str) -> None:
+    config = load_config(written(tmp_path, "{}"), [f"data.augment.crop={written_as}"])
+    assert config.data.augment.crop == crop
+
+
+@pytest.mark.parametrize("mean", ["colour", "[1.5,2,3]"])
+def test_a_mean_is_three_numbers_or_a_word(tmp_path: Path, mean: str) -> None:
+    config = load_config(written(tmp_path, "{}"), [f"data.mean={mean}"])
+    assert config.data.mean == ("colour" if mean == "colour" else (1.5, 2, 3))
+    path = written(tmp_path, to_yaml(config))
+    assert load_config(path) == config
+
+
 @pytest.mark.parametrize(("batch_size", "lanes"), [(128, 64), (96, 32), (7, 1), (64, 64), (12, 4)])
 def test_lanes_follow_the_batch(batch_size: int, lanes: int) -> None:
     assert Config.model_validate({"data": {"batch_size": batch_size}}).data.lane_count == lanes
@@ -258,6 +307,23 @@ def test_a_batch_that_does_not_come_out_even(world_size: int, parallel: dict[str
         on(world_size, **parallel)
     assert all(part in str(caught.value) for part in says)
     assert "\n" not in str(caught.value)
+
+
+def test_shared_decoding_needs_a_batch_that_columns_divide() -> None:
+    """Where columns share nothing, nothing has to divide."""
+
+    def cut(world_size: int, share_decoding: bool = True, **parallel: int) -> Batches:
+        data = {"batch_size": 24, "share_decoding": share_decoding}
+        return batches_on(Config.model_validate({"data": data, "parallel": parallel}), world_size)
+
+    assert cut(2, columns=2, micro_batch=6).accumulation == 4
+    assert cut(1, micro_batch=3).accumulation == 8
+    assert cut(2, columns=2, micro_batch=3, share_decoding=False).accumulation == 8
+    for parallel in ({"micro_batch": 3}, {"replicas": 2, "micro_batch": 6}):
+        with pytest.raises(
+            LayoutError, match=r"^data\.share_decoding is true, but a replica's 3 images .* no multiple of"
+        ):
+            cut(2 * parallel.get("replicas", 1), columns=2, **parallel)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a config means with its data, before a process group is made."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pytest
 
 from dist_alexnet.config import Config
+from dist_alexnet.data.measure import measure
+from dist_alexnet.data.statistics import write_statistics
 from dist_alexnet.errors import ConfigError, LayoutError
 from dist_alexnet.job import Job, describe, make_job
 from dist_alexnet.run_folder import check_identity
 from shards.build import build_shards
 from shards.errors import InputError
+from shards.index import read_index
 from shards.sources.folder import FolderSource
 from tests.shards.pictures import NoiseSource, jpeg
 
@@ -110,6 +114,9 @@ SAME: list[dict[str, Any]] = [
     {"parallel": {"micro_batch": 2}},
     {"parallel": {"zero_stage": 3}},
     {"data": {"workers": 7}},
+    {"data": {"share_decoding": True}},
+    {"data": {"statistics": "unused/train.statistics.json"}},
+    {"data": {"augment": {"crop": True}}},
     {"data": {"lanes": 8}},  # what auto means for a batch of 8
     {"run": {"epochs": 9}},
     {"run": {"name": "other", "deterministic": True}},
@@ -137,18 +144,88 @@ def test_any_layout_is_the_same_run(data: Path, sections: dict[str, Any]) -> Non
         ("data.window_shards", {"data": {"window_shards": 2}}),
         ("data.digest", {"data": {"exclude": ["train-000001.tar"]}}),
         ("data.augment", {"data": {"augment": {"mirror": False}}}),
+        ("data.augment", {"data": {"augment": {"crop": "resized"}}}),
+        ("data.augment", {"data": {"augment": {"crop_chunk": 32}}}),
+        ("data.augment", {"data": {"augment": {"colour": {"deviation": 0.1}}}}),
+        ("data.statistics", {"data": {"augment": {"colour": {"deviation": 0.1}}}}),
+        ("data.mean", {"data": {"mean": "colour"}}),
         ("data.image_size", {"data": {"image_size": 65}}),
         ("data.resize", {"data": {"resize": 73}}),
         ("data.mean", {"data": {"mean": [1, 2, 3]}}),
         ("network.width", {"network": {"width": 0.5}}),
-        ("network.layers", {"network": {"name": "alexnet-2012-paper"}}),
+        ("network.5.conv2", {"network": {"name": "alexnet-2012-paper"}}),
+        ("network.2.lrn", {"network": {"name": "alexnet-2012-paper"}}),
         ("optimizer", {"optimizer": {"lr": 0.02}}),
+        ("optimizer", {"optimizer": {"name": "lars"}}),
+        ("optimizer", {"optimizer": {"name": "adamw", "eps": 1e-6}}),
         ("schedule", {"schedule": {"at_epochs": [1]}}),
+        ("schedule", {"schedule": {"warmup_epochs": 1}}),
+        ("schedule", {"schedule": {"name": "manual", "phases": [{"epoch": 1, "layers": ["fc8"], "weights": 0}]}}),
     ],
 )
 def test_what_makes_another_run(data: Path, key: str, sections: dict[str, Any]) -> None:
     ours, other = identity(data), identity(data, **sections)
-    assert key in {name for name in ours if ours[name] != other[name]}
+    assert key in {name for name in ours if ours[name] != other.get(name)}
+
+
+def test_the_length_is_part_of_a_run_whose_rates_hang_on_it(data: Path) -> None:
+    """Only there: 2012's steps may be made longer, a cosine would be another one."""
+    for name, hangs in (("steps", False), ("constant", False), ("cosine", True), ("poly", True), ("dexp", True)):
+        ours, longer = (
+            identity(data, schedule={"name": name}, run={"epochs": epochs, "steps": None}) for epochs in (2, 3)
+        )
+        assert {key for key in ours if ours[key] != longer[key]} == ({"run.length"} if hangs else set())
+    in_steps = identity(data, schedule={"name": "poly"}, run={"epochs": None, "steps": 3})
+    assert in_steps["run.length"] == "3/5"  # 3 steps of 8 of 40 images
+
+
+def test_evaluations_are_part_of_a_run_whose_rates_hang_on_them(data: Path) -> None:
+    sets = {"val": f"{data}/val.index.json"}
+    ours, other = (
+        identity(
+            data, schedule={"name": "plateau"}, evaluate={"every_steps": steps}, data=sets, network={"num_classes": 3}
+        )
+        for steps in (2, 3)
+    )
+    assert {key for key in ours if ours[key] != other[key]} == {"evaluate.due"}
+    assert "data.val" in ours
+
+
+def test_settings_of_other_rules_are_no_part_of_a_run(data: Path) -> None:
+    assert identity(data)["optimizer"].keys() == {"name", "lr", "momentum", "weight_decay", "clip_norm"}
+    assert identity(data)["schedule"].keys() == {"name", "at_epochs", "factor", "warmup_epochs", "warmup_lr"}
+
+
+def test_a_phase_for_a_layer_that_is_not_there_is_refused(data: Path) -> None:
+    phases = [{"epoch": 1, "layers": ["conv1", "conv9"], "weights": 0}]
+    refused(
+        ConfigError,
+        "schedule.phases names layer conv9, expected one of conv1, ",
+        config(data, schedule={"name": "manual", "phases": phases}),
+    )
+
+
+def test_the_contents_of_statistics_are_part_of_the_run(data: Path, tmp_path: Path) -> None:
+    """Where they are used, and not the place where they lie."""
+    facts, statistics = measure(read_index(f"{data}/train.index.json"), 72, 1)
+    one = write_statistics(str(tmp_path / "one"), "train", facts, statistics)
+    same = write_statistics(str(tmp_path / "same"), "train", facts, statistics)
+    redder = dataclasses.replace(statistics, mean=(255.0, *statistics.mean[1:]))
+    other = write_statistics(str(tmp_path / "other"), "train", facts, redder)
+    for used, differs in (({"mean": "colour"}, True), ({"mean": "image"}, False), ({}, False)):
+        ours = identity(data, data={"statistics": one, **used})
+        assert identity(data, data={"statistics": same, **used}) == ours
+        changed = identity(data, data={"statistics": other, **used})
+        assert {name for name in ours if ours[name] != changed[name]} == ({"data.statistics"} if differs else set())
+        assert (ours["data.statistics"] is None) == (not used)
+
+
+def test_statistics_that_cannot_be_used_are_refused(data: Path, tmp_path: Path) -> None:
+    facts, statistics = measure(read_index(f"{data}/train.index.json"), 64, 1)
+    url = write_statistics(str(tmp_path), "train", facts, statistics)
+    refused(ConfigError, "at 64 pixels, data.resize is 72", config(data, data={"mean": "image", "statistics": url}))
+    lost = {"mean": "colour", "statistics": f"{tmp_path}/val.statistics.json"}
+    refused(ConfigError, "there is no statistics file", config(data, data=lost))
 
 
 def test_layers_of_a_network_file_are_part_of_the_run(data: Path, tmp_path: Path) -> None:
@@ -159,7 +236,11 @@ def test_layers_of_a_network_file_are_part_of_the_run(data: Path, tmp_path: Path
     ours = identity(data, network={"name": str(path)})
     path.write_text(text.replace("init_sd: 0.03", "init_sd: 0.02"))
     other = identity(data, network={"name": str(path)})
-    assert {name for name in ours if ours[name] != other[name]} == {"network.layers"}
+    assert {name for name in ours if ours[name] != other[name]} == {
+        "network.10.conv3",
+        "network.12.conv4",
+        "network.14.conv5",
+    }
     path.write_text(text)
     assert identity(data, network={"name": str(path.rename(tmp_path / "moved.yaml"))}) == ours
 

@@ -53,7 +53,7 @@ def test_a_new_run_may_say_never(tmp_path: Path) -> None:
     [
         ({"run.seed": 1}, "run.seed = 0, this config has 1"),
         ({"data.digest": "xyz"}, 'data.digest = "abc", this config has "xyz"'),
-        ({"network": {"width": 0.5}}, 'network = {"width": 0.25}, this config has {"width": 0.5}'),
+        ({"network": {"width": 0.5}}, "network.width = 0.25, this config has 0.5"),
         ({"data.mean": [1.5, 2.0, 4.0]}, "data.mean = [1.5, 2.0, 3.0], this config has [1.5, 2.0, 4.0]"),
         ({"new": 3}, "new = null, this config has 3"),
     ],
@@ -185,3 +185,15 @@ def test_an_outcome_replaces_the_one_before(tmp_path: Path) -> None:
         "code": 2,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]
+
+
+def test_all_that_differs_is_named() -> None:
+    """The first with its values, where it is a layer its first setting, and the others by name."""
+    layer = {"kind": "conv", "filters": 48, "kernel": 11}
+    known = {"network.1.conv1": layer, "network.2.relu": {"kind": "relu"}, "run.seed": 0}
+    other = {"network.1.conv1": {**layer, "filters": 96}, "network.2.lrn": {"kind": "lrn"}, "run.seed": 0}
+    with pytest.raises(RunFolderError) as caught:
+        check_identity(known, other, "checkpoint x")
+    assert "network.1.conv1.filters = 48, this config has 96 (and other network.2.lrn, network.2.relu)" in str(
+        caught.value
+    )

@@ -85,15 +85,19 @@ def save(
     layout: dict[str, Any],
     versions: dict[str, str],
     state: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Write one checkpoint with all ranks and commit it. Returns its folder. Raises StorageFault."""
+    """Write one checkpoint with all ranks and commit it. Returns its folder. Raises StorageFault on every rank alike.
+
+    group: of all ranks, with which they agree where another thread writes; fragments may be of any device.
+    """
     folder = run_folder / "checkpoints" / f"step-{step:08d}" / f"g{generation:04d}"
     chunks = {_key(part): FlatChunk(part.values, part.offset, part.total) for part in fragments}
     try:
-        save_state_dict(chunks, storage_writer=FlatWriter(folder))
+        save_state_dict(chunks, storage_writer=FlatWriter(folder), process_group=group)
     except CheckpointException as error:  # no Exception to Python: it would go by everybody
         raise StorageFault(f"checkpoint {folder} cannot be written: {_causes(error)}") from error
-    files = _records_of_all_ranks(folder)
+    files = _records_of_all_ranks(folder, group)
 
     def commit() -> None:
         record = Commit(step, generation, tuple(files), layout, versions, state)
@@ -102,7 +106,7 @@ def save(
             write_durably(folder / COMMIT, json.dumps(asdict(record), indent=1).encode())
             write_durably(run_folder / "checkpoints" / "latest", f"{folder.parent.name}/{folder.name}\n".encode())
 
-    on_first_rank(commit)
+    on_first_rank(commit, group)
     return folder
 
 
@@ -187,17 +191,24 @@ def resolve(path: Path) -> Path:
     )
 
 
-def prune(run_folder: Path, keep: int, step: int) -> None:
+def prune(
+    run_folder: Path, keep: int, step: int | None = None, every_steps: int | None = None, spared: int | None = None
+) -> list[int]:
     """After the save of `step`, remove what lies before the newest `keep` committed steps up to it (rank 0 calls).
 
-    Steps beyond it are of an earlier start that went further; this one will come to them.
+    Multiples of `every_steps` and the step `spared` stay where they are committed. Steps beyond `step` are of an
+    earlier start that went further; this one will come to them (None: all steps count). Returns what was removed.
     """
     committed = {int(path.parent.name[5:]) for path in _candidates(run_folder)}
-    kept = sorted(number for number in committed if number <= step)[-keep:]
+    newest = sorted(number for number in committed if step is None or number <= step)[-keep:]
+    stay = {number for number in committed if number == spared or (every_steps and number % every_steps == 0)}
+    removed = []
     for folder in (run_folder / "checkpoints").iterdir():
         found = _STEP.fullmatch(folder.name)
-        if found and kept and int(found[1]) < kept[0]:
+        if found and newest and int(found[1]) < newest[0] and int(found[1]) not in stay:
             shutil.rmtree(folder, ignore_errors=True)
+            removed.append(int(found[1]))
+    return sorted(removed)
 
 
 def _checked_commit(folder: Path) -> Commit:
@@ -247,7 +258,7 @@ def _generations(step: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name[1:]), reverse=True)
 
 
-def _records_of_all_ranks(folder: Path) -> list[FileRecord]:
+def _records_of_all_ranks(folder: Path, group: dist.ProcessGroup | None) -> list[FileRecord]:
     """Sizes and checksums of the files, shared out among the ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
@@ -256,8 +267,8 @@ def _records_of_all_ranks(folder: Path) -> list[FileRecord]:
             return [_record(folder / name) for name in names[rank::world_size]]
 
     # As the table of contents has them: a network folder may not yet list what another host wrote.
-    names = on_first_rank(lambda: sorted(_needed(folder)))
-    return sorted((record for part in on_every_rank(own) for record in part), key=lambda record: record.name)
+    names = on_first_rank(lambda: sorted(_needed(folder)), group)
+    return sorted((record for part in on_every_rank(own, group) for record in part), key=lambda record: record.name)
 
 
 @contextmanager

@@ -1,12 +1,37 @@
-"""The only door to the JPEG library: bytes of a picture -> pixels of one crop."""
+"""The only door to the JPEG libraries: bytes of a picture -> pixels of one crop.
 
+Three decoders give the same pixels, so which of them a host has changes the speed of a run and nothing else: Pillow,
+which knows every kind of picture; simplejpeg, a package; region, compiled by setup, which decodes little more than the
+crop. The latter two leave whatever is not a plain sound JPEG to Pillow, which alone says what is a fault.
+"""
+
+import ctypes
 import io
+import platform
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from dist_alexnet.data import native
+from dist_alexnet.data.crop import Box, BoxOf
+from dist_alexnet.errors import ConfigError
+
 # Pillow knows many more, and draws one of them (EPS) by starting a program on what the file says.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+MAX_PIXELS = 2**26  # of a picture that is not left to Pillow, which warns of larger ones and refuses the largest
+
+Decoder = Literal["pillow", "simplejpeg", "region"]
+Fast = Callable[[bytes, BoxOf, np.ndarray], bool]  # the crop to the array; False, and nothing written: ask Pillow
+
+# What is missing where one is not there.
+REMEDIES: dict[Decoder, str] = {
+    "simplejpeg": "`pip install simplejpeg`",
+    "region": "install a C compiler and libjpeg-turbo's header (Debian: libjpeg62-turbo-dev, Ubuntu: "
+    "libjpeg-turbo8-dev, Fedora: libjpeg-turbo-devel), then run launch/setup.sh",
+}
 
 
 class DecodeFault(Exception):
@@ -14,30 +39,55 @@ class DecodeFault(Exception):
 
 
 def decoder_identity() -> str:
-    """Names the decoder: other libraries give other pixels, so it is part of a run's identity."""
+    """Names what the pixels are: part of a run's identity. Decoders that give the same have the same name."""
     library = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
     return f"pillow/{library}/bilinear"
 
 
-def decode_crop(picture: bytes, left: int, top: int, resize: int, image_size: int) -> np.ndarray:
-    """One crop as uint8 (3, image_size, image_size), R G B.
+def decoder_here(wanted: Literal["auto"] | Decoder) -> Decoder:
+    """The decoder that `data.decoder` means on this host; auto: the fastest. ConfigError where it is not there."""
+    if wanted == "pillow":
+        return wanted
+    if wanted != "auto":
+        if _fast(wanted) is None:
+            raise ConfigError(
+                f"data.decoder is {wanted}, which is not there on host {platform.node()} or gives other pixels than "
+                f"its Pillow: {REMEDIES[wanted]}, or set it to auto"
+            )
+        return wanted
+    able: tuple[Decoder, ...] = ("region", "simplejpeg")
+    return next((decoder for decoder in able if _fast(decoder) is not None), "pillow")
 
-    left, top: the crop's corner in the picture's centre square of side `resize`. A picture stored as that square is cut
-    without resampling; any other is resampled once, from the box to the crop (bilinear with antialias). Grey, CMYK and
-    palette pictures become RGB. Raises DecodeFault.
+
+def decode_crop(
+    picture: bytes,
+    box_of: BoxOf,
+    image_size: int,
+    decoder: Literal["auto"] | Decoder = "auto",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """One crop as uint8 (3, image_size, image_size), R G B: a new array, or `out`, which is C-contiguous.
+
+    box_of: (width, height) of the stored picture -> the box to cut. A box of image_size on whole pixels is cut without
+    resampling; any other is resampled once, from the box to the crop (bilinear with antialias). Grey, CMYK and palette
+    pictures become RGB. Raises DecodeFault, and `out` is as it was.
     """
+    crop = np.empty((3, image_size, image_size), dtype=np.uint8) if out is None else out
+    fast = _fast(decoder_here(decoder))
+    if fast is None or not fast(picture, box_of, crop):
+        crop[:] = _by_pillow(picture, box_of, image_size)
+    return crop
+
+
+def _by_pillow(picture: bytes, box_of: BoxOf, image_size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             pixels = image.convert("RGB")
-            short = min(pixels.size)
-            scale = short / resize
-            x = (pixels.width - short) // 2 + left * scale  # the centre square, on whole pixels
-            y = (pixels.height - short) // 2 + top * scale
-            if short == resize:
-                crop = pixels.crop((int(x), int(y), int(x) + image_size, int(y) + image_size))
+            box = box_of(pixels.width, pixels.height)
+            x, y = int(box[0]), int(box[1])
+            if box == (x, y, x + image_size, y + image_size):
+                crop = pixels.crop((x, y, x + image_size, y + image_size))
             else:
-                side = image_size * scale
-                box = (x, y, min(x + side, pixels.width), min(y + side, pixels.height))
                 crop = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
     except UnidentifiedImageError as error:  # its own words hold a memory address, another in every process
         raise DecodeFault(f"UnidentifiedImageError: none of {', '.join(FORMATS)}") from error
@@ -45,4 +95,71 @@ def decode_crop(picture: bytes, left: int, top: int, resize: int, image_size: in
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise DecodeFault(f"{type(error).__name__}: {error}") from error
-    return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
+    return np.asarray(crop).transpose(2, 0, 1)
+
+
+@cache
+def _fast(decoder: Decoder) -> Fast | None:
+    """How a decoder other than Pillow decodes, None where it is not there, or gives other pixels than Pillow."""
+    found: Fast | None = None
+    if decoder == "region":
+        library = native.region_library()
+        found = None if library is None else partial(native.region_crop, library)
+    elif decoder == "simplejpeg":
+        found = _simplejpeg()
+    return found if found is not None and _is_pillows_equal(found) else None
+
+
+def _simplejpeg() -> Fast | None:
+    """The whole picture by simplejpeg; the crop by the compiled filter, or by Pillow's."""
+    try:
+        from simplejpeg import decode_jpeg, decode_jpeg_header
+    except ImportError:
+        return None
+    resample = native.filter_library()
+
+    def decode(picture: bytes, box_of: BoxOf, out: np.ndarray) -> bool:
+        try:
+            height, width, colours, _ = decode_jpeg_header(picture)
+            if colours not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+                return False
+            pixels = decode_jpeg(picture, "RGBX", strict=True)  # damaged data are an error
+        except ValueError:
+            return False
+        return _cut(pixels, box_of, resample, out)
+
+    return decode
+
+
+def _cut(pixels: np.ndarray, box_of: BoxOf, resample: ctypes.CDLL | None, out: np.ndarray) -> bool:
+    """The crop of pixels R G B X, (height, width, 4)."""
+    height, width, _ = pixels.shape
+    box = box_of(width, height)
+    if resample is not None:
+        return native.filter_crop(resample, pixels, box, out)
+    image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+    crop = image.resize(out.shape[1:], Image.Resampling.BILINEAR, box=box)
+    out[:] = np.asarray(crop)[:, :, :3].transpose(2, 0, 1)
+    return True
+
+
+def _is_pillows_equal(decode: Fast) -> bool:
+    """Whether a decoder gives Pillow's pixels here: some Pillow may be built on another library."""
+    y, x = np.mgrid[0:61, 0:83]
+    shapes = np.stack([127 + 120 * np.sin(x / 5 + k) * np.cos(y / (3 + k)) for k in range(3)], axis=2)
+    for subsampling in (0, 1, 2):
+        buffer = io.BytesIO()
+        Image.fromarray(shapes.astype(np.uint8)).save(buffer, "JPEG", quality=90, subsampling=subsampling)
+        for box in ((3.25, 5.5, 60.0, 59.75), (20.0, 9.0, 52.0, 41.0)):
+            crop = np.zeros((3, 32, 32), dtype=np.uint8)
+            done = decode(buffer.getvalue(), partial(_the_same, box), crop)
+            expected = _by_pillow(buffer.getvalue(), partial(_the_same, box), 32)
+            # By one where two compilers round a weight in its 22nd bit.
+            if not done or np.abs(crop.astype(int) - expected).max() > 1:
+                return False
+    return True
+
+
+def _the_same(box: Box, width: int, height: int) -> Box:
+    """A box_of that does not look at the size."""
+    return box

@@ -7,11 +7,14 @@ the number of workers changes nothing but speed.
 import multiprocessing
 import os
 import select
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,22 +23,41 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dist_alexnet.config import Batches, Config, Data
 from dist_alexnet.data.batch import Batch, Fault
+from dist_alexnet.data.colour import ColourNoise, colour_noise
 from dist_alexnet.data.decode import DecodeFault, decode_crop
+from dist_alexnet.data.statistics import Statistics
 from dist_alexnet.data.view import Views, centre_views, training_views
+from shards.cache import ShardCache
 from shards.errors import StorageFault
 from shards.index import ShardIndex
-from shards.order import Order, batch_positions, evaluation_positions, part
-from shards.reader import RawSample, ShardReader
+from shards.order import Order, batch_positions, evaluation_positions, part, upcoming_in_index_order
+from shards.reader import ShardReader
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every global batch a rank loads. Columns of one replica have the same share."""
+    """Which part of every global batch a rank loads.
+
+    Columns of one replica load the same pictures, unless they share the decoding: then they are told apart here.
+    """
 
     data_rank: int = 0
     data_ranks: int = 1
     replica: int = 0
     replicas: int = 1
+    column: int = 0
+    columns: int = 1
+
+    @property
+    def parts(self) -> int:
+        """How many ranks load different pictures."""
+        return self.data_ranks * self.replicas * self.columns
+
+    def of_group(self, group: np.ndarray) -> np.ndarray:
+        """This rank's part of what a model group sees in one forward (dim 0)."""
+        return part(part(group, self.replica, self.replicas), self.column, self.columns)
 
 
 @dataclass
@@ -46,10 +68,12 @@ class TrainingSet(Dataset[Batch]):
     order: Order
     data: Data
     seed: int
+    noise: ColourNoise | None
 
     def __getitems__(self, positions: Sequence[int]) -> Batch | StorageFault:
         where = np.asarray(positions, dtype=np.int64)
-        views = training_views(where, self.seed, self.data)
+        self.reader.stands_at(int(where.min()))
+        views = training_views(where, self.seed, self.data, self.noise)
         return _loaded(self.reader, self.order.samples(where), where, views, self.data)
 
 
@@ -62,6 +86,8 @@ class EvaluationSet(Dataset[Batch]):
 
     def __getitems__(self, ids: Sequence[int]) -> Batch | StorageFault:
         where = np.asarray(ids, dtype=np.int64)
+        if (where >= 0).any():
+            self.reader.stands_at(int(where[where >= 0].min()))
         return _loaded(self.reader, where, where, centre_views(len(where), self.data), self.data)
 
 
@@ -76,9 +102,18 @@ class Lists(Sampler[list[int]]):
 
 
 def training_batches(
-    index: ShardIndex, config: Config, batches: Batches, share: Share, steps: range, pin_memory: bool
+    index: ShardIndex,
+    config: Config,
+    batches: Batches,
+    share: Share,
+    steps: range,
+    statistics: Statistics,
+    pin_memory: bool,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of the given steps, `batches.accumulation` a step. Raises StorageFault."""
+    """This rank's micro-batches of the given steps, `batches.accumulation` a step. Raises StorageFault.
+
+    statistics: of the colour noise (data.augment.colour).
+    """
     data = config.data
     order = Order(index.samples_per_shard, config.run.seed, data.lane_count, data.window_shards)
 
@@ -87,24 +122,35 @@ def training_batches(
             whole = batch_positions(step, data.batch_size, data.lane_count)
             own = part(whole, share.data_rank, share.data_ranks)
             for micro in range(batches.accumulation):
-                yield part(part(own, micro, batches.accumulation), share.replica, share.replicas)
+                yield share.of_group(part(own, micro, batches.accumulation))
 
-    dataset = TrainingSet(ShardReader(index), order, data, config.run.seed)
+    noise = colour_noise(data.augment.colour, statistics, len(index))
+    # Every step reads the same lanes, and these are all that this rank's node has to fetch.
+    own = part(batch_positions(0, data.batch_size, data.lane_count), share.data_rank, share.data_ranks)
+    micros = [share.of_group(part(own, micro, batches.accumulation)) for micro in range(batches.accumulation)]
+    lanes = np.unique(np.concatenate(micros) % data.lane_count).tolist()
+    reader = ShardReader(index, _cache(data), partial(order.upcoming, lanes=lanes))
+    dataset = TrainingSet(reader, order, data, config.run.seed, noise)
     return _batches(dataset, Lists(positions), data.workers, pin_memory)
 
 
 def evaluation_batches(index: ShardIndex, config: Config, share: Share, pin_memory: bool) -> Iterator[Batch]:
     """This rank's part of the validation set, once through; equally many batches on every rank. Raises StorageFault."""
-    parts = share.data_ranks * share.replicas
-    batch_size = -(-config.evaluate.batch_size // parts) * parts
+    batch_size = -(-config.evaluate.batch_size // share.parts) * share.parts
 
     def ids() -> Iterator[np.ndarray]:
         for step in range(-(-len(index) // batch_size)):
             whole = evaluation_positions(step, batch_size, len(index))
-            yield part(part(whole, share.data_rank, share.data_ranks), share.replica, share.replicas)
+            yield share.of_group(part(whole, share.data_rank, share.data_ranks))
 
-    dataset = EvaluationSet(ShardReader(index), config.data)
+    upcoming = partial(upcoming_in_index_order, samples_per_shard=index.samples_per_shard)
+    dataset = EvaluationSet(ShardReader(index, _cache(config.data), upcoming), config.data)
     return _batches(dataset, Lists(ids), config.data.workers, pin_memory)
+
+
+def _cache(data: Data) -> ShardCache | None:
+    """The node's cache. Raises InputError where its folder cannot be made or written."""
+    return None if data.cache.dir is None else ShardCache(Path(data.cache.dir).expanduser(), data.cache.max_bytes)
 
 
 def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -113,6 +159,8 @@ def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bo
         # Workers come from a clean server process: a fork of this one would carry its threads and its GPU along.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["dist_alexnet.data.loader"])
+        with _blocked(STOP_SIGNALS):  # for the server and all that it starts
+            forkserver.ensure_running()
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_sampler=lists,
@@ -136,10 +184,24 @@ def _start_worker(rank_pid: int, worker: int) -> None:
     """One thread a worker; and end with the rank, even when that is killed.
 
     torch's workers watch their parent, which is the server process here; and the server lives as long as its workers.
+    Signals that ask a run to stop reach all processes of a job, but it is the rank that answers them, and it needs its
+    workers until then; torch ends them by SIGTERM, too, which therefore counts the second time.
     """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if hasattr(os, "pidfd_open"):  # Linux
         threading.Thread(target=_end_with, args=(rank_pid,), daemon=True).start()
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Processes started inside never get these; this one gets them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(pid: int) -> None:
@@ -163,13 +225,9 @@ def _loaded(
     for slot, sample in zip(real, samples, strict=True):
         labels[slot] = sample.label
         try:
-            pixels[slot] = _crop(sample, views, int(slot), data)
+            decode_crop(sample.jpeg, partial(views.box, int(slot)), data.image_size, data.decoder, out=pixels[slot])
             weights[slot] = 1
         except DecodeFault as fault:
-            try:
-                reader.check_bytes(sample.sample_id)
-            except StorageFault as rotten:
-                return rotten
             faults.append(Fault(int(positions[slot]), sample.key, sample.url, str(fault)))
     return Batch(
         pixels_b3SS=torch.from_numpy(pixels),
@@ -177,10 +235,8 @@ def _loaded(
         label_b=torch.from_numpy(labels),
         weight_b=torch.from_numpy(weights),
         position_b=torch.from_numpy(positions),
+        noise_b3=torch.from_numpy(views.noise),
+        divisor_b=torch.from_numpy(views.divisor),
         keys=tuple(sample.key for sample in samples),
         faults=tuple(faults),
     )
-
-
-def _crop(sample: RawSample, views: Views, slot: int, data: Data) -> np.ndarray:
-    return decode_crop(sample.jpeg, int(views.left[slot]), int(views.top[slot]), data.resize, data.image_size)

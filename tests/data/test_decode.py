@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dist_alexnet.data.crop import square_box
 from dist_alexnet.data.decode import DecodeFault, decode_crop, decoder_identity
 
 
@@ -29,6 +31,12 @@ def coded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def cut(picture: bytes, left: int, top: int, resize: int, image_size: int) -> np.ndarray:
+    """The crop at (left, top) of the centre square at `resize`."""
+    box_of = partial(square_box, left=left, top=top, resize=resize, image_size=image_size)
+    return decode_crop(picture, box_of, image_size)
 
 
 def triangle_rows(pixels: np.ndarray, start: float, scale: float, outputs: int) -> np.ndarray:
@@ -61,7 +69,7 @@ def test_a_picture_stored_at_resize_is_cut_and_not_resampled(kind: str, size: tu
         pixels = np.asarray(image.convert("RGB"))
     x, y = (size[0] - 40) // 2, (size[1] - 40) // 2
     for left, top in ((0, 0), (8, 0), (3, 5), (8, 8)):
-        crop = decode_crop(picture, left, top, 40, 32)
+        crop = cut(picture, left, top, 40, 32)
         assert crop.dtype == np.uint8
         assert crop.flags.c_contiguous
         assert np.array_equal(crop, pixels[y + top : y + top + 32, x + left : x + left + 32].transpose(2, 0, 1))
@@ -71,7 +79,7 @@ def test_a_picture_stored_at_resize_is_cut_and_not_resampled(kind: str, size: tu
 @pytest.mark.parametrize("corner", [(0, 0), (8, 8), (2, 7)])
 def test_any_other_is_resampled_once(size: tuple[int, int], corner: tuple[int, int]) -> None:
     for image in (smooth(*size), noise(*size)):
-        crop = decode_crop(coded(image), *corner, 40, 32)
+        crop = cut(coded(image), *corner, 40, 32)
         expected = by_definition(image, *corner, 40, 32)
         assert np.abs(crop - expected).max() < 1.6  # Pillow rounds after each of its two passes
 
@@ -79,7 +87,7 @@ def test_any_other_is_resampled_once(size: tuple[int, int], corner: tuple[int, i
 def test_every_crop_of_a_resampled_picture_lines_up() -> None:
     """Crops one step apart show the same picture one pixel further."""
     picture = coded(smooth(90, 80))
-    here, there = decode_crop(picture, 2, 3, 40, 32).astype(int), decode_crop(picture, 3, 3, 40, 32).astype(int)
+    here, there = cut(picture, 2, 3, 40, 32).astype(int), cut(picture, 3, 3, 40, 32).astype(int)
     assert np.abs(here[:, :, 1:] - there[:, :, :-1]).max() <= 1
 
 
@@ -92,14 +100,14 @@ def test_no_size_is_a_fault(resize: int) -> None:
     for short in shorts:
         for size in ((short, short), (short, short + 9), (short + 9, short)):
             for corner in ((0, 0), (3, 3)):
-                crop = decode_crop(coded(Image.new("RGB", size, (9, 8, 7))), *corner, resize, image_size)
+                crop = cut(coded(Image.new("RGB", size, (9, 8, 7))), *corner, resize, image_size)
                 assert crop.shape == (3, image_size, image_size)
                 assert (crop == np.array([9, 8, 7])[:, None, None]).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2), (2000, 5)])
 def test_tiny_pictures_are_pictures(size: tuple[int, int]) -> None:
-    assert decode_crop(coded(Image.new("RGB", size, (1, 2, 3))), 8, 0, 40, 32).mean((1, 2)).tolist() == [1, 2, 3]
+    assert cut(coded(Image.new("RGB", size, (1, 2, 3))), 8, 0, 40, 32).mean((1, 2)).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +130,7 @@ def test_every_kind_becomes_rgb(mode: str, kind: str) -> None:
     with Image.open(io.BytesIO(picture)) as image:
         assert image.mode == mode
         pixels = np.asarray(image.convert("RGB"))
-    crop = decode_crop(picture, 4, 4, 40, 32)
+    crop = cut(picture, 4, 4, 40, 32)
     assert np.array_equal(crop, pixels[4:36, 4:36].transpose(2, 0, 1))
     if mode in ("L", "1", "LA"):
         assert np.array_equal(crop[0], crop[1])
@@ -150,13 +158,13 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_does_not_decode_is_a_fault(name: str) -> None:
     with pytest.raises(DecodeFault):
-        decode_crop(BROKEN[name], 0, 0, 40, 32)
+        cut(BROKEN[name], 0, 0, 40, 32)
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_fault_has_the_same_words_in_every_process(name: str) -> None:
     with pytest.raises(DecodeFault) as caught:
-        decode_crop(BROKEN[name], 0, 0, 40, 32)
+        cut(BROKEN[name], 0, 0, 40, 32)
     assert " at 0x" not in str(caught.value)
 
 
@@ -164,7 +172,7 @@ def test_a_picture_too_large_to_be_one_is_a_fault() -> None:
     bomb = coded(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
     with pytest.raises(DecodeFault, match="DecompressionBomb"):
-        decode_crop(bomb, 0, 0, 40, 32)
+        cut(bomb, 0, 0, 40, 32)
 
 
 def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +184,7 @@ def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     postscript = coded(noise(40, 40), "EPS")
     with pytest.raises(DecodeFault):
-        decode_crop(postscript, 0, 0, 40, 32)
+        cut(postscript, 0, 0, 40, 32)
     assert not started.exists()
 
 
@@ -191,7 +199,7 @@ def test_bytes_that_were_changed_decode_or_are_faults() -> None:
             bad = good.copy()
             bad[random.integers(0, min(len(bad), 300), 4)] = random.integers(0, 256, 4)
             try:
-                decode_crop(bad[: random.integers(10, len(bad) + 1)].tobytes(), 0, 0, 40, 32)
+                cut(bad[: random.integers(10, len(bad) + 1)].tobytes(), 0, 0, 40, 32)
             except DecodeFault:
                 faults += 1
     assert faults > 300

@@ -1,6 +1,8 @@
 """The same batches whatever the workers and however they are shared; bad pictures keep their place."""
 
 import dataclasses
+import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_alexnet.config import Batches, Config
+from dist_alexnet.config import Batches, Colour, Config
 from dist_alexnet.data.batch import Batch
+from dist_alexnet.data.colour import colour_noise
+from dist_alexnet.data.crop import square_box
 from dist_alexnet.data.decode import decode_crop
 from dist_alexnet.data.loader import Share, evaluation_batches, training_batches
+from dist_alexnet.data.statistics import IMAGENET
 from dist_alexnet.data.view import training_views
 from shards.build import build_shards
 from shards.errors import StorageFault
@@ -62,14 +67,18 @@ def training(index: ShardIndex, share: Share = ALONE, accumulation: int = 1, **d
     batches = Batches(
         data_ranks=share.data_ranks, micro_batch=BATCH // share.data_ranks // accumulation, accumulation=accumulation
     )
-    return list(training_batches(index, config(**data), batches, share, STEPS, pin_memory=False))
+    return list(training_batches(index, config(**data), batches, share, STEPS, IMAGENET, pin_memory=False))
+
+
+def cut(picture: bytes, left: int, top: int) -> np.ndarray:
+    return decode_crop(picture, partial(square_box, left=left, top=top, resize=20, image_size=16), 16)
 
 
 def joined(batches: list[Batch]) -> dict[str, Any]:
     """Several batches as one, in plain comparable form."""
     whole: dict[str, Any] = {
         name: torch.cat([getattr(batch, name) for batch in batches])
-        for name in ("pixels_b3SS", "mirror_b", "label_b", "weight_b", "position_b")
+        for name in ("pixels_b3SS", "mirror_b", "label_b", "weight_b", "position_b", "noise_b3", "divisor_b")
     }
     whole["keys"] = [key for batch in batches for key in batch.keys]
     whole["faults"] = [fault for batch in batches for fault in batch.faults]
@@ -94,7 +103,7 @@ def test_batches_are_what_order_view_and_decoder_say(index: ShardIndex, referenc
         positions = batch_positions(step, BATCH, settings.data.lane_count)
         assert sorted(positions.tolist()) == list(range(step * BATCH, (step + 1) * BATCH))
         samples = ShardReader(index).read(order.samples(positions))
-        views = training_views(positions, 0, settings.data)
+        views = training_views(positions, 0, settings.data, None)
         assert batch.position_b.tolist() == positions.tolist()
         assert list(batch.keys) == [sample.key for sample in samples]
         assert batch.label_b.tolist() == [sample.label for sample in samples]
@@ -102,7 +111,7 @@ def test_batches_are_what_order_view_and_decoder_say(index: ShardIndex, referenc
         for slot, sample in enumerate(samples):
             expected = np.zeros((3, 16, 16), dtype=np.uint8)
             if sample.key not in TORN:
-                expected = decode_crop(sample.jpeg, int(views.left[slot]), int(views.top[slot]), 20, 16)
+                expected = cut(sample.jpeg, int(views.left[slot]), int(views.top[slot]))
             assert np.array_equal(batch.pixels_b3SS[slot].numpy(), expected)
             assert batch.weight_b[slot] == (sample.key not in TORN)
     assert {
@@ -158,9 +167,66 @@ def test_shares_make_up_the_same_batches(
         assert_same(joined(parts), joined([expected]))
 
 
+@pytest.mark.parametrize(("data_ranks", "replicas", "accumulation"), [(1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 3, 1)])
+def test_columns_that_share_the_decoding_make_up_their_replicas_batch(
+    index: ShardIndex, reference: list[Batch], data_ranks: int, replicas: int, accumulation: int
+) -> None:
+    """One column after the other along the batch: what is exchanged is the batch that each would have loaded."""
+    for data_rank in range(data_ranks):
+        for replica in range(replicas):
+            share = Share(data_rank, data_ranks, replica, replicas)
+            columns = [
+                training(index, dataclasses.replace(share, column=column, columns=2), accumulation)
+                for column in range(2)
+            ]
+            for whole, *parts in zip(training(index, share, accumulation), *columns, strict=True):
+                assert [len(part.keys) for part in parts] == [len(whole.keys) // 2] * 2
+                assert_same(joined(parts), joined([whole]))
+
+
+COLOUR = {"colour": {"deviation": 0.1, "until_epoch": 1.6}}
+
+
+def test_a_batch_carries_the_noise_of_its_positions(index: ShardIndex, reference: list[Batch]) -> None:
+    """The noise ends inside a batch, at position 1.6 x 40; pixels, crops and flips are those of a run without."""
+    noisy = joined(training(index, augment=COLOUR))
+    made = colour_noise(Colour.model_validate(COLOUR["colour"]), IMAGENET, IMAGES)
+    assert made is not None
+    noise, divisor = made.at(noisy["position_b"].numpy(), 0)
+    assert np.array_equal(noisy["noise_b3"].numpy(), noise)
+    assert np.array_equal(noisy["divisor_b"].numpy(), divisor)
+    ended = noisy["position_b"] >= 64
+    assert torch.equal(noisy["noise_b3"].any(1), ~ended)
+    assert any(0 < int((batch.position_b >= 64).sum()) < BATCH for batch in reference)
+    plain = joined(reference)
+    assert torch.equal(noisy["pixels_b3SS"], plain["pixels_b3SS"])
+    assert torch.equal(noisy["mirror_b"], plain["mirror_b"])
+    assert not plain["noise_b3"].any()
+    split = [training(index, Share(rank, 3), augment=COLOUR) for rank in range(3)]
+    for number in range(len(STEPS)):
+        assert_same(joined([part[number] for part in split]), joined([training(index, augment=COLOUR)[number]]))
+
+
+def test_a_resized_crop_is_cut_from_the_whole_stored_picture(index: ShardIndex) -> None:
+    settings = config(augment={"crop": "resized"})
+    batch = training(index, augment={"crop": "resized"})[0]
+    views = training_views(batch.position_b.numpy(), 0, settings.data, None)
+    ids = Order(index.samples_per_shard, 0, settings.data.lane_count, 1).samples(batch.position_b.numpy())
+    samples, boxes = ShardReader(index).read(ids), set()
+    for slot, sample in enumerate(samples):
+        if sample.key in TORN:
+            continue
+        with Image.open(io.BytesIO(sample.jpeg)) as image:
+            box = views.box(slot, *image.size)
+            expected = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR, box=box)
+        boxes.add(box)
+        assert np.array_equal(batch.pixels_b3SS[slot].numpy(), np.asarray(expected).transpose(2, 0, 1))
+    assert len(boxes) > 5
+
+
 def test_a_run_taken_up_goes_on_with_the_same_batches(index: ShardIndex, reference: list[Batch]) -> None:
     batches = Batches(data_ranks=1, micro_batch=BATCH, accumulation=1)
-    late = list(training_batches(index, config(), batches, Share(), range(5, 8), pin_memory=False))
+    late = list(training_batches(index, config(), batches, Share(), range(5, 8), IMAGENET, pin_memory=False))
     assert_same(joined(late), joined(reference[3:]))
 
 
@@ -178,12 +244,15 @@ def test_a_torn_picture_keeps_its_place_and_is_reported(index: ShardIndex, refer
         assert index.classes[whole["label_b"][slot]] == fault.key.split("_")[0]
 
 
-@pytest.mark.parametrize("parts", [(1, 1), (2, 1), (3, 2), (1, 4), (7, 1)])
-def test_evaluation_sees_every_image_once(index: ShardIndex, parts: tuple[int, int]) -> None:
+@pytest.mark.parametrize("parts", [(1, 1, 1), (2, 1, 1), (3, 2, 1), (1, 4, 1), (7, 1, 1), (1, 1, 2), (2, 3, 2)])
+def test_evaluation_sees_every_image_once(index: ShardIndex, parts: tuple[int, int, int]) -> None:
+    """Whatever the training does to its pictures; columns that share the decoding are parts like any other."""
+    noisy = config(augment={**COLOUR, "crop": "resized"})
     ranks = [
-        list(evaluation_batches(index, config(), Share(d, parts[0], r, parts[1]), pin_memory=False))
+        list(evaluation_batches(index, noisy, Share(d, parts[0], r, parts[1], c, parts[2]), pin_memory=False))
         for d in range(parts[0])
         for r in range(parts[1])
+        for c in range(parts[2])
     ]
     assert len({len(batches) for batches in ranks}) == 1  # ranks that wait for each other must come equally often
     seen = [key for batches in ranks for batch in batches for key in batch.keys]
@@ -194,11 +263,13 @@ def test_evaluation_sees_every_image_once(index: ShardIndex, parts: tuple[int, i
         assert int((~padding).sum()) == len(batch.keys)
         assert not batch.weight_b[padding].any()
         assert not batch.mirror_b.any()
+        assert not batch.noise_b3.any()
+        assert (batch.divisor_b == 1).all()
         real = [slot for slot, pad in enumerate(padding.tolist()) if not pad]
         for slot, raw in zip(real, ShardReader(index).read(batch.position_b[real].numpy()), strict=True):
             assert batch.label_b[slot] == raw.label
             if raw.key not in TORN:
-                assert np.array_equal(batch.pixels_b3SS[slot].numpy(), decode_crop(raw.jpeg, 2, 2, 20, 16))
+                assert np.array_equal(batch.pixels_b3SS[slot].numpy(), cut(raw.jpeg, 2, 2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -229,6 +300,8 @@ def batch_of(pixels: torch.Tensor, mirror: list[bool]) -> Batch:
         label_b=torch.arange(images),
         weight_b=torch.ones(images),
         position_b=torch.arange(images),
+        noise_b3=torch.zeros(images, 3),
+        divisor_b=torch.ones(images),
         keys=tuple(map(str, range(images))),
         faults=(),
     )
@@ -236,13 +309,28 @@ def batch_of(pixels: torch.Tensor, mirror: list[bool]) -> Batch:
 
 def test_inputs_are_pixels_minus_mean_mirrored() -> None:
     pixels = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
-    inputs = batch_of(pixels, [False, True]).inputs(torch.tensor([1.5, 20.0, 100.0]))
+    inputs = batch_of(pixels, [False, True]).inputs(torch.tensor([1.5, 20.0, 100.0])[:, None, None])
     assert inputs.dtype == torch.float32
     for colour, mean in enumerate((1.5, 20.0, 100.0)):
         for row in range(4):
             for column in range(4):
                 assert inputs[0, colour, row, column] == pixels[0, colour, row, column].item() - mean
                 assert inputs[1, colour, row, column] == pixels[1, colour, row, 3 - column].item() - mean
+
+
+def test_inputs_with_a_mean_image_noise_and_division() -> None:
+    """(pixel of the mirrored crop - mean at its place in the crop + noise) / divisor: the mean is not mirrored."""
+    pixels = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    mean_3SS = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) * 100
+    noise, divisor = torch.tensor([[1.5, -2.0, 30.0], [0.0, 0.0, 0.0]]), torch.tensor([1.1, 1.0])
+    batch = dataclasses.replace(batch_of(pixels, [True, False]), noise_b3=noise, divisor_b=divisor)
+    inputs = batch.inputs(mean_3SS)
+    assert inputs.dtype == torch.float32
+    for image, colour, row, column in np.ndindex(2, 3, 4, 4):
+        pixel = float(pixels[image, colour, row, 3 - column if image == 0 else column])
+        expected = (pixel - float(mean_3SS[colour, row, column]) + float(noise[image, colour])) / float(divisor[image])
+        assert inputs[image, colour, row, column].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert torch.equal(batch.pixels_b3SS, pixels)
 
 
 def test_a_batch_travels_whole() -> None:

@@ -1,11 +1,16 @@
 """What the ranks of a torchrun start do, one case after the other. Run by tests/ranks/harness.py."""
 
+import errno
 import json
 import os
 import signal
+import socket
+import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -14,10 +19,9 @@ from dist_alexnet.__main__ import leave
 from dist_alexnet.checkpoint import flat, store
 from dist_alexnet.config import Config, load_config
 from dist_alexnet.environment import read_world
+from dist_alexnet.errors import StopRequested
 from dist_alexnet.evaluate import evaluate_checkpoint
 from dist_alexnet.job import make_job
-from dist_alexnet.network.build import ColumnNetwork
-from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
 from dist_alexnet.train import _Run, train
 
@@ -32,53 +36,6 @@ def save_again(config: Config, name: str, extra: dict[str, Any]) -> None:
     to = Path(config.run.dir) / name
     parts = run.engine.fragments_to_save()
     store.save(to, parts, step=step, generation=1, layout={}, versions={}, state={"config": {}})
-
-
-def float64(config: Config, name: str, extra: dict[str, Any]) -> None:
-    """Loss and every gradient of one batch in float64, each rank holding only its part; put together by rank 0."""
-    job = make_job(config, dist.get_world_size())
-    mesh = make_mesh(job.layout, "cpu")
-    module = ColumnNetwork(job.network, mesh, config.run.seed).double()
-    images, replicas = config.data.batch_size, job.layout.replicas
-    random = torch.Generator().manual_seed(1)
-    x_BCHW = (
-        torch.rand(images, 3, config.data.image_size, config.data.image_size, generator=random).double() * 255 - 120
-    )
-    label_B, weight_B = torch.arange(images) % config.network.num_classes, torch.ones(images)
-    weight_B[3] = 0
-    parts = [torch.arange(images).chunk(job.layout.data)[mesh.place.data_rank].chunk(replicas)[mesh.place.replica]]
-    own = parts[0]
-    loss_B, ahead_B, weights = module(x_BCHW[own], label_B[own], weight_B[own], own + 1000)
-    ((loss_B * weights).sum() / images).backward()
-    held, whole = [], {}
-    for tensor in job.network.tensors:
-        grad = module.parameter_of(tensor).grad
-        assert grad is not None
-        dist.all_reduce(grad, group=mesh.data)
-        held.append(grad.numel())
-        gathered: list[Any] = [None] * dist.get_world_size()
-        rows = store_rows(tensor, mesh.place)
-        dist.all_gather_object(gathered, (rows.start, grad))
-        if mesh.place.rank == 0:
-            full = torch.full(tensor.shape, torch.nan, dtype=torch.float64)
-            for start, part in gathered:
-                full[start : start + len(part)] = part
-            assert not full.isnan().any()
-            whole[tensor.name] = full
-    counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, (sum(held), sum(p.numel() * p.element_size() for p in module.parameters())))
-    total = torch.stack([(loss_B.detach() * weights).sum(), (ahead_B * weights).sum()])
-    dist.all_reduce(total, group=mesh.data)
-    if mesh.place.rank == 0:
-        torch.save(
-            {"loss": total[0], "ahead": total[1], "grads": whole, "held": counts}, Path(config.run.dir) / f"{name}.pt"
-        )
-
-
-def store_rows(tensor: Any, place: Any) -> range:
-    from dist_alexnet.parallel.layout import owned_rows
-
-    return owned_rows(tensor, place)
 
 
 def evaluated(config: Config, name: str, extra: dict[str, Any]) -> None:
@@ -114,10 +71,65 @@ def killed_in_save(config: Config, name: str, extra: dict[str, Any]) -> None:
     train(config)
 
 
+def stopped_in_evaluation(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Train, and be asked to stop when the evaluation of `extra["step"]` has begun."""
+
+    class Asked(_Run):
+        def _evaluate(self, step: int, index: Any) -> float:
+            if step == extra["step"]:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return super()._evaluate(step, index)
+
+    with suppress(StopRequested):
+        Asked(config, torch.device("cpu"), "auto").story()
+
+
+def full_disk(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Train, but rank 1 finds the disk full when it writes the chunks of these steps."""
+    write = flat.FlatWriter.write_data
+
+    def full(writer: Any, plan: Any, planner: Any) -> Any:
+        if dist.get_rank() == 1 and any(f"step-{step:08d}" in str(writer.path) for step in extra["steps"]):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(writer, plan, planner)
+
+    with patch.object(flat.FlatWriter, "write_data", full):
+        train(config)
+
+
+def wire(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Train, and count what the kernel has sent on this rank's TCP connections in each step."""
+    steps: list[int] = []
+
+    class Counted(_Run):
+        def _step(self, step: int, batches: Any) -> None:
+            before = tcp_bytes_sent()
+            super()._step(step, batches)
+            dist.barrier()  # so that nothing of this step is still on its way; a few bytes of its own
+            steps.append(tcp_bytes_sent() - before)
+
+    Counted(config, torch.device("cpu"), "never").story()
+    (Path(config.run.dir) / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(steps))
+
+
+def tcp_bytes_sent() -> int:
+    """Of all TCP connections of this process, by the kernel's count (tcp_info.tcpi_bytes_sent, Linux 4.19 or newer)."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        if not os.path.islink(entry) or not os.readlink(entry).startswith("socket:"):
+            continue
+        with socket.socket(fileno=os.dup(int(entry.name))) as opened:
+            if opened.type == socket.SOCK_STREAM and opened.family in (socket.AF_INET, socket.AF_INET6):
+                total += struct.unpack_from("Q", opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 200)[0]
+    return total
+
+
 KINDS = {
+    "wire": wire,
+    "stopped_in_evaluation": stopped_in_evaluation,
+    "full_disk": full_disk,
     "train": lambda config, name, extra: train(config, **extra),
     "save_again": save_again,
-    "float64": float64,
     "evaluated": evaluated,
     "killed_in_save": killed_in_save,
 }

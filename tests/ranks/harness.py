@@ -45,11 +45,13 @@ def torchrun(world_size: int, *arguments: str) -> list[str]:
     return [*launcher, *arguments]
 
 
-def run_cases(world_size: int, config: Path, cases: list[Case], timeout_s: float = 300) -> None:
+def run_cases(
+    world_size: int, config: Path, cases: list[Case], timeout_s: float = 300, module: str = "tests.ranks.cases"
+) -> None:
     """Run the cases in turn on `world_size` ranks. A case leaves `<runs>/<name>`; any error fails the test."""
     listed = config.with_name(f"cases-{world_size}-{cases[0].name}.json")
     listed.write_text(json.dumps([asdict(case) for case in cases]))
-    command = torchrun(world_size, "-m", "tests.ranks.cases", str(config), str(listed))
+    command = torchrun(world_size, "-m", module, str(config), str(listed))
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

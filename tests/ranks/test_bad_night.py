@@ -307,12 +307,13 @@ def test_rot_on_one_rank_is_what_the_run_says_it_died_of(config: Path, night: Pa
     code, lines, stderr = start(config, *arguments)
     assert code != 0
     (line,) = [line for line in lines if line.startswith("error: rank 1: ")]
-    assert f"{victim.url} has another sha256 than the index says" in line
+    assert f"{victim.url} is not what the index describes: sample {victim.sample_id} " in line
+    assert "CRC-32" in line
     assert "exitcode  : 1 " in stderr
     assert victim.key not in {line["key"] for line in read_lines(runs / "rotten" / "ledger.jsonl")}
     (end,) = [line for line in read_lines(runs / "rotten" / "attempts.jsonl") if line["event"] == "end"]
     for said in (end, outcome(runs / "rotten")):
-        assert said["cause"].startswith(f"StorageFault: {victim.url} has another sha256")
+        assert said["cause"].startswith(f"StorageFault: {victim.url} is not what the index describes")
         assert said["code"] == 1
     assert [line["step"] for line in read_lines(runs / "rotten" / "metrics.jsonl")] == [1, 2]
 

@@ -10,7 +10,7 @@ from dist_alexnet.track.jsonl import read_lines
 from tests.ranks.harness import Case, difference, keys_by_position, losses, run_cases, sightings, tensors
 from tests.ranks.pictures import TORN
 
-CLIP = "optimizer.clip_norm=2.0"
+CLIP = "optimizer.clip_norm=1.9"  # at 2.0 rounding sends one unit of conv2 the other way
 
 
 def zero(stage: int) -> str:
