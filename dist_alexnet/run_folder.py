@@ -12,6 +12,7 @@ import os
 import platform
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dist_alexnet.checkpoint.flat import write_durably
 from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.environment import launch_id
 from dist_alexnet.errors import RunFolderError
-from dist_alexnet.track.jsonl import JsonLines
+from dist_alexnet.track.jsonl import JsonLines, live_lines, starts
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "generations", "checkpoints")
 
@@ -158,6 +159,13 @@ def first_cause(folder: Path, generation: int, mine: str) -> str:
         if not _created(path, mine):
             return path.read_text() or mine
     return mine
+
+
+def worst_shards(folder: Path, count: int = 3) -> str:
+    """The shards with the most pictures in the run's ledger, over all its starts: "URL (12), URL (3)"."""
+    lines = live_lines(folder / "ledger.jsonl", starts(folder / "attempts.jsonl"))
+    worst = Counter(str(line.get("url")) for line in lines).most_common(count)
+    return ", ".join(f"{url} ({pictures})" for url, pictures in worst)
 
 
 def host_name() -> str:

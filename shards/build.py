@@ -43,7 +43,7 @@ def build_shards(
     again: the tars it had finished are checked and kept. `progress(done, total)` counts samples.
     """
     check_split(split)
-    storage.check_url(to_url)
+    storage.check_writable(to_url)
     if samples_per_shard < 1:
         raise InputError(f"samples_per_shard is {samples_per_shard}: expected 1 or more")
     if workers < 0:

@@ -28,7 +28,7 @@ from shards.storage import shown
 FREE_FRACTION = 0.05  # of the disk, which the cache leaves free
 FETCH_TRIES = 3  # of a whole shard whose bytes came with another sum
 POLL_S = 0.05
-STALL_S = 120.0  # a part that has not grown for so long is not waited for
+STALL_S = 120.0  # a part that has not grown, or a lock that has not gone, for so long is not waited for
 REFUSED_S = 30.0  # before room for a shard is looked for again
 AHEAD_THREADS = 2
 
@@ -105,8 +105,8 @@ class ShardCache:
             self._say(f"the cache {self.folder} fails ({exc.strerror})", row)
             return None
         try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-        except OSError as exc:  # a file system without locks
+            _lock(file, fcntl.LOCK_SH)
+        except OSError as exc:  # a file system without locks; or one who evicts hangs
             os.close(file)
             self._say(f"the cache {self.folder} fails ({exc.strerror})", row)
             return None
@@ -175,7 +175,7 @@ class ShardCache:
         """One at a time makes room, so that two do not count on the same."""
         file = os.open(self.folder / "room.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, fcntl.LOCK_EX)
             yield
         finally:
             os.close(file)
@@ -285,6 +285,19 @@ def _locked(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _lock(file: int, kind: int) -> None:
+    """Lock a file that others hold for moments only. OSError where one has hung, or was suspended, with its lock."""
+    until_s = time.monotonic() + STALL_S
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as exc:
+            if time.monotonic() > until_s:
+                raise TimeoutError(errno.ETIMEDOUT, f"a process has held a lock in it for {STALL_S:g} s") from exc
+        time.sleep(POLL_S)
 
 
 def _in_use(path: Path) -> bool:

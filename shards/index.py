@@ -280,9 +280,17 @@ def _read_table(url: str, folder: str, split: str, sha256: str) -> NDArray[np.vo
     if not storage.exists(sidecar):
         raise _bad(url, f"has no {split}{SIDECAR_SUFFIX} beside it")
     path = storage.local_path(sidecar)
-    data = storage.read_all(sidecar)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise _bad(sidecar, f"is not the table that {split}{INDEX_SUFFIX} describes ({len(data)} bytes)")
+
+    def check(data: bytes) -> None:
+        if hashlib.sha256(data).hexdigest() != sha256:
+            what = f"is not the table that {split}{INDEX_SUFFIX} describes ({len(data)} bytes)"
+            wrong = _bad(sidecar, what)
+            # From elsewhere it is asked for again: the bytes may have suffered on the way.
+            raise wrong if path is not None else StorageFault(str(wrong))
+
+    data = storage.read_all(sidecar, check)
+    if path is not None:
+        check(data)
     table: NDArray[np.void]
     if path is None:
         table = np.load(io.BytesIO(data), allow_pickle=False)

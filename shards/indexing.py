@@ -44,9 +44,7 @@ def index_tars(
 ) -> ShardIndex:
     """`index_shards`, of the tars `names` in `folder`, into `place`."""
     check_split(split)
-    if place.startswith(("http://", "https://")):
-        raise InputError(f"an index cannot be written to {shown(place)}: give a folder with --to")
-    storage.check_url(place)
+    storage.check_writable(place)
     old = _old_index(place, split, names)
     for name in names:
         if not storage.exists(storage.join(folder, name)):

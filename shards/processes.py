@@ -54,8 +54,13 @@ def each_done(work: Callable[[Task], Result], tasks: Iterable[Task], workers: in
 
 def _start(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent is the one to say so
+    end_with(parent)
+
+
+def end_with(pid: int) -> None:
+    """From now on this process ends when the process `pid` does, however that comes about. On Linux; else nothing."""
     if hasattr(os, "pidfd_open"):
-        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_after, args=(pid,), daemon=True).start()
 
 
 def _end_after(pid: int) -> None:

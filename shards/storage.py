@@ -54,6 +54,13 @@ def check_url(url: str) -> None:
         raise InputError(f"the URL {shown(url)!r} chains file systems with '::', which is not read: give one plain URL")
 
 
+def check_writable(url: str) -> None:
+    """InputError, as check_url or where it is known without asking that nothing can be written there."""
+    check_url(url)
+    if _scheme(url) in ("http", "https"):
+        raise InputError(f"nothing can be written to {shown(url)}: give a folder, or a URL such as s3:// with --to")
+
+
 def shown(url: str) -> str:
     """The URL as it may stand in a message: without user, password, query and fragment."""
     if _scheme(url) in (None, "file"):
@@ -167,15 +174,28 @@ def open_read(url: str) -> io.BufferedReader:
         raise _fault(url, exc) from exc
 
 
-def read_all(url: str) -> bytes:
-    """The whole file. StorageFault where it is missing or does not come whole after the retries."""
+def read_all(url: str, check: Callable[[bytes], object] | None = None) -> bytes:
+    """The whole file. StorageFault where it is missing or does not come whole after the retries.
+
+    `check` as in read_range.
+    """
     path = local_path(url)
     if path is not None:
         try:
             return path.read_bytes()
         except OSError as exc:
             raise _fault(url, exc) from exc
-    return cast(bytes, _retried(url, lambda call, remote: call("cat_file", remote)))
+    size = _retried(url, lambda call, remote: call("info", remote).get("size"))
+
+    def ask(call: "Call", remote: str) -> bytes:
+        data = cast(bytes, call("cat_file", remote))
+        if size is not None and len(data) != size:  # an answer that does not say its length may end anywhere
+            raise StorageFault(f"{shown(url)} came with {len(data)} of its {size} bytes: it is changed or badly served")
+        if check is not None:
+            check(data)
+        return data
+
+    return _retried(url, ask, size or 0)
 
 
 def read_range(url: str, start: int, length: int, check: Callable[[bytes], object] | None = None) -> bytes:
@@ -204,12 +224,13 @@ def read_range(url: str, start: int, length: int, check: Callable[[bytes], objec
 def download(url: str, size: int, write: Callable[[bytes], object]) -> None:
     """Hand all `size` bytes of the remote file at `url` to `write`, in order and in blocks, each with its retries.
 
-    A server that does not know ranges sends the whole file at once. StorageFault where the bytes do not come.
+    A server that does not know ranges sends the whole file at once, for which it has the time of one block: with the
+    time of them all, a server that hangs would hold a run for an hour. StorageFault where the bytes do not come.
     """
     at = 0
     while at < size:
         length = min(STREAM_BLOCK_BYTES, size - at)
-        block = _retried(url, partial(_block, url, at, length, size), size - at)
+        block = _retried(url, partial(_block, url, at, length, size), length)
         write(block)
         at += len(block)
 

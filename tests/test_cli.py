@@ -208,6 +208,15 @@ def test_config_show_is_two_yaml_documents(config: Path, capsys: pytest.CaptureF
     assert "gradient_clipping" in deepspeed
 
 
+def test_config_show_without_a_world_takes_one_model_group(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A config of a layout that needs two ranks is shown, also where nobody has two."""
+    yaml = pytest.importorskip("yaml")
+    assert run(["config", "show", str(config), "parallel.columns=2"]) == 0
+    _, deepspeed = yaml.safe_load_all(capsys.readouterr().out)
+    assert deepspeed["train_micro_batch_size_per_gpu"] == deepspeed["train_batch_size"] == 64
+    assert run(["config", "show", str(config), "parallel.columns=2", "--world-size", "1"]) == 2
+
+
 def test_shards_build_folder_then_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 

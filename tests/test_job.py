@@ -257,5 +257,20 @@ def test_a_dry_run_says_what_it_would_do(data: Path) -> None:
     assert "15 steps of 8 images" in said["run"]
     assert "40 images in 4 shards, 3 classes" in said["train"]
     assert "12 images" in said["val"]
+    assert said["decoder"].split()[1] in ("pillow", "simplejpeg", "region")
     assert "1 data x 1 replicas x 1 columns, ZeRO stage 0" in said["layout"]
     assert json.loads(said["deepspeed"].split(maxsplit=1)[1])["gradient_clipping"] == 0
+
+
+def test_any_decoder_continues_a_run(data: Path) -> None:
+    """They give the same pixels: a host without a compiler may go on with the run of one that has it."""
+    auto, pillow = (make_job(config(data, data={"decoder": name}), 1).identity for name in ("auto", "pillow"))
+    assert auto == pillow
+    assert "decoder" in auto
+
+
+def test_a_decoder_that_is_not_there_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_alexnet.data.decode._fast", lambda decoder: None)
+    make_job(config(data), 1)
+    with pytest.raises(ConfigError, match=r"data\.decoder is region"):
+        make_job(config(data, data={"decoder": "region"}), 1)

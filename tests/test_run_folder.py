@@ -9,8 +9,16 @@ import pytest
 
 from dist_alexnet.config import Config, load_config
 from dist_alexnet.errors import RunFolderError
-from dist_alexnet.run_folder import Attempt, check_identity, claim, host_name, take_generation, write_outcome
-from dist_alexnet.track.jsonl import read_lines
+from dist_alexnet.run_folder import (
+    Attempt,
+    check_identity,
+    claim,
+    host_name,
+    take_generation,
+    worst_shards,
+    write_outcome,
+)
+from dist_alexnet.track.jsonl import JsonLines, read_lines
 
 IDENTITY: dict[str, Any] = {
     "data.digest": "abc",
@@ -197,3 +205,15 @@ def test_all_that_differs_is_named() -> None:
     assert "network.1.conv1.filters = 48, this config has 96 (and other network.2.lrn, network.2.relu)" in str(
         caught.value
     )
+
+
+def test_the_worst_shards_are_those_of_all_starts_less_what_was_done_again(tmp_path: Path) -> None:
+    assert worst_shards(tmp_path) == ""
+    Attempt(tmp_path, 1, 0, None, {}, [])
+    Attempt(tmp_path, 2, 10, 1, {}, [])  # took up what generation 1 had saved at step 10
+    for number, step, url in ((1, 3, "b.tar"), (1, 9, "a.tar"), (1, 12, "c.tar"), (1, 13, "c.tar"), (2, 12, "a.tar")):
+        lines = JsonLines(tmp_path / "ledger.jsonl", number)
+        lines.append({"step": step, "url": url, "key": "k"})
+        lines.close()
+    assert worst_shards(tmp_path) == "a.tar (2), b.tar (1)"
+    assert worst_shards(tmp_path, 1) == "a.tar (2)"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -142,11 +142,37 @@ def newest_good(run_folder: Path) -> tuple[Found | None, list[str]]:
         except CheckpointError as error:
             passed.append(str(error))
     if passed:
-        raise CheckpointError(
-            f"no checkpoint of {run_folder} is whole ({'; '.join(passed)}): bring the files back, or choose another "
-            "run.name to start anew"
-        )
+        raise none_is_whole(run_folder, passed)
     return None, passed
+
+
+def none_is_whole(run_folder: Path, passed: Sequence[str] = ()) -> CheckpointError:
+    """What to say of a run whose checkpoints are all damaged."""
+    why = f" ({'; '.join(passed)})" if passed else ""
+    return CheckpointError(
+        f"no checkpoint of {run_folder} is whole{why}: bring the files back, or choose another run.name to start anew"
+    )
+
+
+def committed(run_folder: Path) -> list[Path]:
+    """Committed checkpoints of a run, whole or not, newest first. Raises CheckpointError where there is none."""
+    if not (run_folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{run_folder} has no folder checkpoints: give the folder of a run")
+    return _candidates(run_folder)
+
+
+def check(folder: Path) -> None:
+    """Raise CheckpointError unless every file is what COMMIT promises, by size and sha256."""
+    _check_files(folder, _checked_commit(folder).files)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `check` has nothing to say."""
+    try:
+        check(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def holds_checkpoint(run_folder: Path, since_generation: int) -> bool:
@@ -192,22 +218,29 @@ def resolve(path: Path) -> Path:
 
 
 def prune(
-    run_folder: Path, keep: int, step: int | None = None, every_steps: int | None = None, spared: int | None = None
+    run_folder: Path,
+    keep: int,
+    step: int | None = None,
+    every_steps: int | None = None,
+    spared: int | None = None,
+    whole_only: bool = False,
 ) -> list[int]:
     """After the save of `step`, remove what lies before the newest `keep` committed steps up to it (rank 0 calls).
 
     Multiples of `every_steps` and the step `spared` stay where they are committed. Steps beyond `step` are of an
-    earlier start that went further; this one will come to them (None: all steps count). Returns what was removed.
+    earlier start that went further; this one will come to them (None: all steps count). whole_only: count only those
+    whose files are as promised. Returns what was removed.
     """
-    committed = {int(path.parent.name[5:]) for path in _candidates(run_folder)}
-    newest = sorted(number for number in committed if step is None or number <= step)[-keep:]
-    stay = {number for number in committed if number == spared or (every_steps and number % every_steps == 0)}
+    found = [path for path in _candidates(run_folder) if not whole_only or is_whole(path)]
+    steps = {int(path.parent.name[5:]) for path in found}
+    newest = sorted(number for number in steps if step is None or number <= step)[-keep:]
+    stay = {number for number in steps if number == spared or (every_steps and number % every_steps == 0)}
     removed = []
     for folder in (run_folder / "checkpoints").iterdir():
-        found = _STEP.fullmatch(folder.name)
-        if found and newest and int(found[1]) < newest[0] and int(found[1]) not in stay:
+        named = _STEP.fullmatch(folder.name)
+        if named and newest and int(named[1]) < newest[0] and int(named[1]) not in stay:
             shutil.rmtree(folder, ignore_errors=True)
-            removed.append(int(found[1]))
+            removed.append(int(named[1]))
     return sorted(removed)
 
 

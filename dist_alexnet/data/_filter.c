@@ -1,5 +1,6 @@
-/* Pillow's bilinear filter with antialias for one square crop, to the bit: first across, then down, each rounded to a
-   byte, with weights in fixed-point numbers. They are integers, so that every processor gives the same. */
+/* Pillow's bilinear filter with antialias for one square crop, to the bit: with weights in fixed-point numbers, each of
+   two passes rounded to a byte. They are integers, so that every processor gives the same. Always first across, then
+   down, as decode.py has Pillow do it, which from version 13 on would choose by the picture's shape. */
 
 #include "_filter.h"
 

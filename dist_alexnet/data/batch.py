@@ -5,6 +5,7 @@ Shapes: b images of this replica, S the image's side in pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,16 @@ class Batch:
         return self.mapped(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        """On the device. To a GPU the copy is made beside what it computes: the step before is not over by then."""
+        if device.type != "cuda":
+            return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # one of a pool
+        main = torch.cuda.current_stream(device)
+        with torch.cuda.stream(beside):
+            here = self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        main.wait_stream(beside)
+        here.mapped(partial(_used_on, main))
+        return here
 
     def inputs(self, mean_3SS: Tensor) -> Tensor:
         """What the network sees: fp32 (b, 3, S, S). Mirrored, minus the mean, plus the noise, divided; pixels 0-255.
@@ -56,3 +66,9 @@ class Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
+
+
+def _used_on(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    """Its memory belongs to the stream that made it, which must not use it again before this one is done with it."""
+    tensor.record_stream(stream)
+    return tensor

@@ -88,7 +88,7 @@ def _by_pillow(picture: bytes, box_of: BoxOf, image_size: int) -> np.ndarray:
             if box == (x, y, x + image_size, y + image_size):
                 crop = pixels.crop((x, y, x + image_size, y + image_size))
             else:
-                crop = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+                crop = _resampled(pixels, box, image_size)
     except UnidentifiedImageError as error:  # its own words hold a memory address, another in every process
         raise DecodeFault(f"UnidentifiedImageError: none of {', '.join(FORMATS)}") from error
     except MemoryError:  # the machine's lack, not the picture's
@@ -96,6 +96,16 @@ def _by_pillow(picture: bytes, box_of: BoxOf, image_size: int) -> np.ndarray:
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise DecodeFault(f"{type(error).__name__}: {error}") from error
     return np.asarray(crop).transpose(2, 0, 1)
+
+
+def _resampled(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """The box at size x size: first across, then down. Pillow rounds in between, and newer ones choose the order."""
+    left, top, right, bottom = np.array(box, dtype=np.float32).tolist()  # as Pillow keeps them
+    reach = max(1.0, (bottom - top) / size)
+    first, last = max(0, int(top - reach) - 1), min(image.height, int(bottom + reach) + 2)  # rows that count
+    rows = image.crop((0, first, image.width, last))
+    across = rows.resize((size, rows.height), Image.Resampling.BILINEAR, box=(left, 0, right, rows.height))
+    return across.resize((size, size), Image.Resampling.BILINEAR, box=(0, top - first, size, bottom - first))
 
 
 @cache
@@ -138,7 +148,7 @@ def _cut(pixels: np.ndarray, box_of: BoxOf, resample: ctypes.CDLL | None, out: n
     if resample is not None:
         return native.filter_crop(resample, pixels, box, out)
     image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
-    crop = image.resize(out.shape[1:], Image.Resampling.BILINEAR, box=box)
+    crop = _resampled(image, box, out.shape[2])
     out[:] = np.asarray(crop)[:, :, :3].transpose(2, 0, 1)
     return True
 

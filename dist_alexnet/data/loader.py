@@ -6,11 +6,9 @@ the number of workers changes nothing but speed.
 
 import multiprocessing
 import os
-import select
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import forkserver
@@ -31,6 +29,7 @@ from shards.cache import ShardCache
 from shards.errors import StorageFault
 from shards.index import ShardIndex
 from shards.order import Order, batch_positions, evaluation_positions, part, upcoming_in_index_order
+from shards.processes import end_with
 from shards.reader import ShardReader
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
@@ -190,8 +189,7 @@ def _start_worker(rank_pid: int, worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    if hasattr(os, "pidfd_open"):  # Linux
-        threading.Thread(target=_end_with, args=(rank_pid,), daemon=True).start()
+    end_with(rank_pid)
 
 
 @contextmanager
@@ -202,12 +200,6 @@ def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        select.select([os.pidfd_open(pid)], [], [])  # readable once that process is gone
-    os._exit(1)
 
 
 def _loaded(

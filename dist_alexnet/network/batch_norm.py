@@ -79,7 +79,7 @@ class BatchNormLayer(nn.Module):
 
     def _remember(self, mean_PC: Tensor, variance: Tensor) -> None:
         sums = torch.cat([mean_PC.sum(0), variance.view(self.parts, -1).sum(0)])
-        self.pending += torch.cat([sums, sums.new_tensor([self.parts])]).to(self.pending.dtype)
+        self.pending += torch.cat([sums, sums.new_full((1,), self.parts)]).to(self.pending.dtype)
 
     def settle(self, dropped: bool = False) -> None:
         """After an optimizer step: the mean of all parts' statistics goes into the running ones. All ranks call it."""

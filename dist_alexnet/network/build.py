@@ -181,6 +181,7 @@ class ColumnNetwork(nn.Module):
             if isinstance(layer, Conv | Local):
                 other: tuple[Any, ...] = ()
                 if layer.reads == "all" and cut:
+                    x = self._as_multiplied(x, layer.name)
                     if self._overlaps(layer):
                         x, under_way = start_columns(x, self.mesh, sent)
                         other = (under_way, self.mesh.place.column)
@@ -189,6 +190,7 @@ class ColumnNetwork(nn.Module):
                 x, cut = self._product(layer.name, x, *other), True
             elif isinstance(layer, FullyConnected):
                 assert step.weight is not None
+                x = self._as_multiplied(x, layer.name)
                 if last is None:
                     x = gather_features(x.flatten(1), self.mesh, layer.reads, sent)
                 else:
@@ -211,9 +213,19 @@ class ColumnNetwork(nn.Module):
     def _overlaps(self, layer: Conv | Local) -> bool:
         return self.arithmetic.overlap and self.mesh.layout.columns == 2 and isinstance(layer, Conv)
 
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        """Of a layer's product: None where it stays as its weights are."""
+        last = self.network.steps[-1].layer
+        return None if isinstance(last, FullyConnected) and name == last.name else self.arithmetic.compute_dtype
+
+    def _as_multiplied(self, x: Tensor, name: str) -> Tensor:
+        """What is to be gathered, as the product rounds it anyway: behind a norm half as much crosses the wire."""
+        dtype = self._dtype_of(name)
+        return x if dtype is None or self.arithmetic.exchange is not None else x.to(dtype)
+
     def _product(self, name: str, x: Tensor, *other: Any) -> Tensor:
-        last, dtype = self.network.steps[-1].layer, self.arithmetic.compute_dtype
-        if dtype is None or (isinstance(last, FullyConnected) and name == last.name):
+        dtype = self._dtype_of(name)
+        if dtype is None:
             return self.weighted[_module_name(name)](widened(x), *other)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, dtype=dtype):
             return self.weighted[_module_name(name)](x, *other)  # type: ignore[no-any-return]

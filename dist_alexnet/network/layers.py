@@ -101,16 +101,15 @@ def response_norm(x_bCHW: Tensor, norm: ResponseNorm, columns_here: int) -> Tens
     The window's sum is `size` shifted slices: torch's own local_response_norm goes through a 3-d average pool, whose
     backward on GPUs is not deterministic.
     """
-    images, channels, height, width = x_bCHW.shape
-    maps = channels // columns_here
-    x = widened(x_bCHW).reshape(images * columns_here, maps, height, width)
+    maps = x_bCHW.shape[1] // columns_here
+    x = widened(x_bCHW).unflatten(1, (columns_here, maps))  # a view in any memory format, and so is what goes back
     before = norm.size // 2
     squares = F.pad(x * x, (0, 0, 0, 0, before, norm.size - 1 - before))
-    total = squares[:, :maps]
+    total = squares[:, :, :maps]
     for shift in range(1, norm.size):
-        total = total + squares[:, shift : shift + maps]
+        total = total + squares[:, :, shift : shift + maps]
     alpha = norm.alpha / norm.size if norm.convention == "mean" else norm.alpha
-    return (x / (norm.k + alpha * total) ** norm.beta).reshape(images, channels, height, width)
+    return (x / (norm.k + alpha * total) ** norm.beta).flatten(1, 2)
 
 
 def spatial_norm(x_bCHW: Tensor, norm: SpatialNorm) -> Tensor:

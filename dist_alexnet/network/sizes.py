@@ -88,14 +88,17 @@ class Network:
     def as_dict(self) -> dict[str, Any]:
         """Plain values that tell two networks apart, an entry a layer; what is left at its default is not in them."""
         layers = {
-            f"{number}.{getattr(step.layer, 'name', step.layer.kind)}": {
-                **step.layer.model_dump(mode="json", exclude_defaults=True),
-                "gives": list(step.gives),
-            }
+            f"{number}.{getattr(step.layer, 'name', step.layer.kind)}": {**_told(step.layer), "gives": list(step.gives)}
             for number, step in enumerate(self.steps, 1)
         }
         scale = {"pixel_std": list(self.pixel_std)} if self.pixel_std != (1.0, 1.0, 1.0) else {}
         return {"columns": self.columns, "image_size": self.image_size, **scale, **layers}
+
+
+def _told(layer: Layer) -> dict[str, Any]:
+    """A layer's settings that are not at their defaults, each of them whole."""
+    whole: dict[str, Any] = layer.model_dump(mode="json")
+    return {key: whole[key] for key in layer.model_dump(exclude_defaults=True)}
 
 
 def network_for(

@@ -265,21 +265,29 @@ def _sentence(error: ValidationError, values: Any) -> str:
     """The first thing wrong, a key that is not known before one that is missing: it may be the same, misspelt."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     loc, known, where = list(first["loc"]), sorted(Spec.model_fields), ""
+    if not loc:
+        return f"it is {first['input']!r}, expected {', '.join(known)}"
     if loc[:1] == ["layers"] and len(loc) > 1 and isinstance(loc[1], int):
         layer = values["layers"][loc[1]]
         where = f"layer {loc[1] + 1} ({layer.get('name', layer.get('kind')) if isinstance(layer, dict) else layer})"
-        known, loc = _keys_of_kind(loc[2] if len(loc) > 2 else None), loc[3:]
-    if len(loc) > 1:
+        if len(loc) == 2 and (not isinstance(layer, dict) or first["type"].startswith("union_tag")):
+            found = f"is of kind {layer.get('kind')!r}" if isinstance(layer, dict) else f"is {layer!r}"
+            return f"{where} {found}, expected kind: {', '.join(sorted(_kinds()))}"
+        known, loc = sorted(_kinds()[str(loc[2])].model_fields) if len(loc) > 2 else known, loc[3:]
+    if len(loc) > 1 and loc[0] in ("weight", "bias"):
         known = sorted(Multipliers.model_fields)
     what = " ".join(part for part in (where, ".".join(str(step) for step in loc)) if part)
     message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
         return f"{what} is an unknown key, expected one of {', '.join(known)}"
-    if isinstance(first["input"], dict | list | tuple):  # the whole layer: what is missing in it, or its kind
+    if loc[:1] == ["units"]:
+        return f"{where} units is {first['input']!r}, expected a whole number, or 'classes'"
+    if loc[:1] == ["pixel_std"]:
+        return f"pixel_std is {values['pixel_std']!r}, expected a number, or three of them for R, G, B"
+    if isinstance(first["input"], dict | list | tuple):  # the whole layer: what is missing in it
         return f"{what}: {message}"
-    return f"{what or 'it'} is {first['input']!r}: {message}"
+    return f"{what} is {first['input']!r}: {message}"
 
 
-def _keys_of_kind(kind: Any) -> list[str]:
-    kinds = {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(Layer)[0])}
-    return sorted(kinds[kind].model_fields) if kind in kinds else []
+def _kinds() -> dict[str, type[BaseModel]]:
+    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in get_args(get_args(Layer)[0])}

@@ -125,7 +125,8 @@ class ColumnsUnderWay:
 
     def arrived(self) -> Tensor:
         """The other column's channels, (b, C, H, W)."""
-        return cast(Tensor, _Arrive.apply(self.token, self))  # type: ignore[no-untyped-call]
+        token, self.token = self.token, None  # its graph holds this object: a cycle, which Python frees much later
+        return cast(Tensor, _Arrive.apply(token, self))  # type: ignore[no-untyped-call]
 
     def exchange(self, values: Tensor) -> None:
         """Send `values` to the other column, and be ready for as many of its."""
@@ -139,7 +140,9 @@ class ColumnsUnderWay:
     def wait(self) -> Tensor:
         for work in self.works:
             work.wait()
-        return self.coming
+        coming = self.coming
+        del self.works, self.leaving, self.coming  # activations: not to be held until backward, or beyond it
+        return coming
 
 
 class _Depart(torch.autograd.Function):

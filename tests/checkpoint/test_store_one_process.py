@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_alexnet.__main__ import run as run_command
 from dist_alexnet.checkpoint import flat, store
 from dist_alexnet.checkpoint.flat import CONTENTS
 from dist_alexnet.engine import Fragment
@@ -363,3 +364,57 @@ def test_other_peoples_files_stay(tmp_path: Path) -> None:
         "step-00000020",
         "step-1",
     ]
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = run_command(["checkpoint", *words])
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def flip(folder: Path) -> None:
+    victim = next(folder.glob("*.distcp"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+
+
+def test_ls_and_verify(alone: Mesh, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    code, told = command(capsys, "ls", str(tmp_path))
+    assert code == 0
+    assert [line.split("  ")[0] for line in told.splitlines()] == ["step 15", "step 10", "step 5"]
+    assert command(capsys, "verify", str(tmp_path))[0] == 0
+    flip(tmp_path / "checkpoints" / "step-00000010" / "g0001")
+    code, told = command(capsys, "verify", str(tmp_path))
+    assert code == 2
+    assert [line.split()[0] for line in told.splitlines()] == ["good", "damaged", "good", "error:"]
+    assert "1 of 3 checkpoints" in told
+
+
+def test_prune_counts_whole_ones_only(alone: Mesh, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    flip(tmp_path / "checkpoints" / "step-00000020" / "g0001")
+    code, told = command(capsys, "prune", str(tmp_path), "--keep", "2")
+    assert (code, told) == (0, "removed 1 steps: 5\n")
+    found, _ = store.newest_good(tmp_path)
+    assert found is not None
+    assert held(found) == 15
+    for step in (10, 15):
+        flip(tmp_path / "checkpoints" / f"step-{step:08d}" / "g0001")
+    code, told = command(capsys, "prune", str(tmp_path))
+    assert code == 2
+    assert "is whole" in told
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 3
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("ls", "verify", "prune"):
+        code, told = command(capsys, word, str(tmp_path / "nowhere"))
+        assert code == 2
+        assert "has no folder checkpoints" in told

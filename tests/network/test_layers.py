@@ -277,3 +277,13 @@ def test_masks_differ_by_seed_layer_and_position() -> None:
         kept(3, "drop7", 0.5, positions, 200, 200),
     ):
         assert (mask == other).double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("columns_here", [1, 2])
+def test_response_norm_keeps_the_memory_format(columns_here: int) -> None:
+    """Or parallel.channels_last would end behind the first norm."""
+    x = torch.randn(3, 8, 5, 5)
+    norm = ResponseNorm(kind="lrn", convention="mean")
+    last = response_norm(x.contiguous(memory_format=torch.channels_last), norm, columns_here)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, response_norm(x, norm, columns_here))

@@ -104,7 +104,9 @@ def test_plain_values_tell_networks_apart() -> None:
     assert plain == network_for(spec, num_classes=10).as_dict()
     for other in ({"num_classes": 11}, {"width": 0.5}, {"image_size": 223}, {"dropout": 0.4}):
         assert network_for(spec, **{"num_classes": 10, **other}).as_dict() != plain
-    assert network_for(load_spec(NAMES[1]), num_classes=10).as_dict() != plain
+    paper = network_for(load_spec(NAMES[1]), num_classes=10).as_dict()
+    assert paper != plain
+    assert paper["1.conv1"]["bias"] == {"lr": 1.0, "decay": 1.0}, "a setting is told whole, or not at all"
 
 
 def test_a_spec_survives_a_checkpoint() -> None:
@@ -147,8 +149,8 @@ def changed(layer: int, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (changed(1, kind="convolution"), ["layer 1 (conv1)", "'convolution'", "'conv', 'local', 'fc'"]),
-        (changed(4, kind=None), ["layer 4", "kind"]),
+        (changed(1, kind="convolution"), ["layer 1 (conv1) is of kind 'convolution', expected", "conv, dropout, fc"]),
+        (changed(4, kind=None), ["layer 4", "kind None", "expected kind: avg_pool, batch_norm"]),
         (changed(1, filters=None, filterz=48), ["layer 1 (conv1)", "filterz", "unknown key", "filters, groups"]),
         (changed(1, filters=None), ["layer 1 (conv1)", "filters", "required"]),
         (changed(3, strides=2), ["layer 3 (max_pool)", "strides", "expected one of kind, size, stride"]),
@@ -161,6 +163,8 @@ def changed(layer: int, **settings: Any) -> dict[str, Any]:
         (changed(19, rate=1), ["layer 19 (drop6)", "rate is 1", "less than 1"]),
         (changed(5, name="conv1"), ["two layers are named 'conv1'"]),
         (changed(22, name="drop6"), ["two layers are named 'drop6'"]),
+        (changed(17, units="many"), ["layer 17 (fc6) units is 'many', expected a whole number, or 'classes'"]),
+        (changed(17, units=0), ["layer 17 (fc6) has 0 units"]),
         (changed(23, units=10), ["the last layer must be kind fc with units: classes"]),
         (changed(1, reads="own"), ["conv1 reads 'own'", "'all'"]),
         (changed(3, stride=4), ["layer 3 (max_pool)", "stride 4", "at most its size (3)"]),
@@ -180,9 +184,11 @@ def changed(layer: int, **settings: Any) -> dict[str, Any]:
             ["max_pool", "after a fc layer"],
         ),
         ({**preset_values(), "layers": "conv"}, ["layers is 'conv'"]),
-        ({**preset_values(), "layers": ["conv"]}, ["layer 1 (conv)"]),
-        (["conv"], ["dictionary"]),
-        (None, ["it is None"]),
+        ({**preset_values(), "layers": ["conv"]}, ["layer 1 (conv) is 'conv', expected kind: avg_pool"]),
+        ({**preset_values(), "pixel_std": "unit"}, ["pixel_std is 'unit', expected a number, or three"]),
+        ({**preset_values(), "pixel_std": [1, 2]}, ["pixel_std is [1, 2], expected a number, or three"]),
+        (["conv"], ["it is ['conv'], expected columns, image_size, layers"]),
+        (None, ["it is None, expected columns, image_size, layers"]),
     ],
 )
 def test_a_spec_that_cannot_be(values: Any, says: list[str]) -> None:

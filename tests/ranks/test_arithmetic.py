@@ -1,5 +1,6 @@
 """Half precision and memory formats: what they may change, and what not."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from dist_alexnet.network.build import Arithmetic
+from dist_alexnet.parallel.collectives import ColumnsUnderWay
 from dist_alexnet.parallel.layout import Layout
 from tests.ranks.graded import Question, apart, graded
 from tests.ranks.pool import RankPool
@@ -78,6 +80,21 @@ def test_a_convolution_that_begins_before_the_other_column_arrives(
         for name, grad in expected["tensors"].items():
             norm = np.linalg.norm(here["tensors"][name] - grad) / np.linalg.norm(grad)
             assert norm < (1e-9 if sent is None else 2 * ROUNDING[sent]), (layout, name)
+
+
+def left_behind(question: Question, layout: Layout) -> int:
+    """How many exchanges of columns outlive a forward and backward: each would hold activations."""
+    gc.collect()
+    gc.disable()
+    graded(question, layout)
+    left = sum(isinstance(one, ColumnsUnderWay) for one in gc.get_objects())
+    gc.enable()
+    return left
+
+
+def test_what_travelled_is_freed_after_backward(pools: tuple[RankPool, RankPool]) -> None:
+    """Without waiting for Python to look for cycles, which on a GPU would be many steps' activations."""
+    assert pools[1].ask(left_behind, asked(Arithmetic(overlap=True)), Layout(data=2, columns=2)) == [0] * 4
 
 
 @pytest.mark.parametrize("preset", ["alexnet-2012", "alexnet-bn", "torchvision", "cifar-11pct"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -123,11 +124,12 @@ def test_a_mistake_in_its_own_folder_under_torchrun(config: Path, runs: Path, tr
 
 
 def test_too_many_torn_pictures(config: Path, runs: Path) -> None:
-    """Past data.bad_samples.max_fraction the run stops, naming a picture."""
+    """Past data.bad_samples.max_fraction the run stops, naming the worst shards and a picture."""
     command = torchrun(
         2, "-m", "dist_alexnet", "train", str(config), "run.name=torn-pictures", "data.bad_samples.max_fraction=0.0001"
     )
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "did not decode" in done.stderr
-    assert "train-0057" in done.stderr
+    assert "the last train-0057 in " in done.stderr
+    assert re.search(r"most in \S*/train-\d{6}\.tar \(1\), the last", done.stderr)

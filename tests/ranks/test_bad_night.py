@@ -184,8 +184,11 @@ def check_whole(run_folder: Path, unbroken: Path) -> None:
     }  # fmt: skip
 
 
+WAITED_FOR = "checkpoint.async=false"  # so that it is known which saves stand when a rank is killed
+
+
 def test_resume_never_goes_on_after_a_restart(config: Path, night: Path, runs: Path, tmp_path: Path) -> None:
-    restarted(config, "run.name=restarted-never", "--resume", "never", marker=tmp_path / "killed")
+    restarted(config, "run.name=restarted-never", WAITED_FOR, "--resume", "never", marker=tmp_path / "killed")
     started = starts(runs / "restarted-never" / "attempts.jsonl")
     assert started.pop(1) == Start(0, None)
     assert started
@@ -197,7 +200,7 @@ def test_resume_path_goes_on_after_a_restart(config: Path, night: Path, runs: Pa
     """The first start goes back to step 2 of a run that had come to 4; the restart takes up what that start saved."""
     step_2 = runs / "earlier" / "checkpoints" / "step-00000002"
     assert outcome(runs / "earlier")["cause"] == "done"
-    restarted(config, "run.name=earlier", "--resume", str(step_2), marker=tmp_path / "killed")
+    restarted(config, "run.name=earlier", WAITED_FOR, "--resume", str(step_2), marker=tmp_path / "killed")
     assert json.loads((tmp_path / "killed").read_text()) is False  # the earlier start's outcome was gone by then
     started = starts(runs / "earlier" / "attempts.jsonl")
     assert started.pop(1) == Start(0, None)

@@ -17,7 +17,7 @@ from tests.ranks.graded import Question, apart, graded
 from tests.ranks.pool import RankPool
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-LAYOUTS = {  # columns x replicas of DESIGN's names, and data beside them
+LAYOUTS = {  # columns x replicas as the README names them, and data beside them
     2: [Layout(columns=2), Layout(replicas=2), Layout(data=2)],
     4: [Layout(columns=2, replicas=2), Layout(replicas=4), Layout(data=2, columns=2)],
     8: [Layout(columns=2, replicas=4)],

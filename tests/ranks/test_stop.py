@@ -146,23 +146,32 @@ def test_the_minutes_are_over(config: Path, runs: Path) -> None:
     assert steps == list(range(1, 31))
 
 
-def test_asked_during_an_evaluation(config: Path, runs: Path) -> None:
-    """It is broken off, the step is saved, and the next start does the evaluation before it goes on."""
-    over = ("run.steps=12", "evaluate.every_steps=6", "evaluate.batch_size=1", "schedule.name=plateau")
-    run_cases(1, config, [Case("evaluated-whole", over)])
-    run_cases(1, config, [Case("stopped-evaluation", over, "stopped_in_evaluation", {"step": 6})])
-    run = runs / "stopped-evaluation"
-    assert outcome(run)["code"] == 75
-    assert not [line for line in read_lines(run / "metrics.jsonl") if "val/top1" in line]
-    run_cases(1, config, [Case("stopped-evaluation", over)])
+EVALUATED = ("evaluate.every_steps=6", "evaluate.batch_size=1", "schedule.name=plateau")
 
-    def judged(folder: Path) -> list[tuple[int, float]]:
-        lines = live_lines(folder / "metrics.jsonl", starts(folder / "attempts.jsonl"))
-        return [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
 
-    assert judged(run) == judged(runs / "evaluated-whole")
-    assert [step for step, _ in judged(run)] == [6, 12]
-    assert losses(run) == losses(runs / "evaluated-whole")
+def judged(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["val/loss"]) for line in live_lines(*_metrics(run)) if "val/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def evaluated(config: Path, runs: Path) -> Path:
+    run_cases(1, config, [Case("evaluated-whole", (*EVALUATED, "run.steps=12"))])
+    return runs / "evaluated-whole"
+
+
+@pytest.mark.parametrize(("steps", "asked_at"), [(12, 6), (12, 12), (10, 10)], ids=["due", "last", "made-longer"])
+def test_asked_during_an_evaluation(config: Path, runs: Path, evaluated: Path, steps: int, asked_at: int) -> None:
+    """It is broken off, the step is saved, and the next start does the evaluation first, if it still is to be done."""
+    name = f"stopped-evaluation-{steps}-{asked_at}"
+    over = (*EVALUATED, f"run.steps={steps}")
+    run_cases(1, config, [Case(name, over, "stopped_in_evaluation", {"step": asked_at})])
+    assert outcome(runs / name)["code"] == 75
+    assert asked_at not in [step for step, _ in judged(runs / name)]
+    run_cases(1, config, [Case(name, (*EVALUATED, "run.steps=12"))])
+    assert outcome(runs / name) == {"generation": 2, "cause": "done", "code": 0}
+    assert judged(runs / name) == judged(evaluated)
+    assert [step for step, _ in judged(evaluated)] == [6, 12]
+    assert losses(runs / name) == losses(evaluated)
 
 
 def test_asked_twice_it_ends_at_once(config: Path, runs: Path) -> None:

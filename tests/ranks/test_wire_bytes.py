@@ -18,6 +18,7 @@ CASES = {  # name: layout, overrides, bytes of an element on the wire
     "columns": (Layout(columns=2), (), 4),
     "columns-overlap": (Layout(columns=2), ("parallel.overlap=true",), 4),
     "columns-bf16": (Layout(columns=2), ("parallel.exchange=bf16",), 2),
+    "columns-bf16-products": (Layout(columns=2), ("precision=bf16",), 2),
     "replicas": (Layout(replicas=2), (), 4),
     "replicas-accumulated": (Layout(replicas=2), ("parallel.micro_batch=12",), 4),
     "replicas-fp16": (Layout(replicas=2), ("parallel.exchange=fp16",), 2),

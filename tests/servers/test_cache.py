@@ -1,6 +1,7 @@
 """The node's cache over a real server: each shard once, whole or not at all, whoever dies or runs out of disk."""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from shards import cache as cache_module
+from shards import storage
 from shards.cache import ShardCache
 from shards.errors import InputError, StorageFault
 from shards.index import ShardIndex, read_index
@@ -97,6 +99,39 @@ def test_a_lasting_fault_stops_in_time_and_leaves_nothing_half(
         reader.read([3, 11])
     assert time.monotonic() - begin_s < 30
     assert {path.name for path in place.iterdir()} == {f"{one}.tar" for one in sums(index, 0)} | {"room.lock"}
+
+
+def test_a_server_that_hangs_is_given_the_time_of_a_block_and_not_of_the_shard(
+    server: "FaultyServer", index: ShardIndex, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven tries of as long as a whole shard may take are an hour, in which the other ranks give up."""
+    monkeypatch.setattr(storage, "STREAM_BLOCK_BYTES", 1024)
+    monkeypatch.setattr(storage, "SLOWEST_BYTES_PER_S", index.shards[2].bytes // 60)
+    server.fail("train-2.tar", itertools.repeat("stall"))
+    begin_s = time.monotonic()
+    with pytest.raises(StorageFault, match="no answer in time"):
+        ShardReader(index, ShardCache(place)).read([11])
+    assert time.monotonic() - begin_s < 30
+
+
+@pytest.mark.parametrize("held", ["room.lock", "tar"])
+def test_a_process_that_was_suspended_with_a_lock_costs_no_sample(
+    server: "FaultyServer",
+    index: ShardIndex,
+    place: Path,
+    held: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As a scheduler suspends a job; its locks stay."""
+    monkeypatch.setattr(cache_module, "STALL_S", 0.3)
+    ShardReader(index, ShardCache(place)).read([0])
+    with (place / (f"{index.shards[0].sha256}.tar" if held == "tar" else held)).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        reader = ShardReader(index, ShardCache(place))
+        assert reader.read([1, 7]) == expected(index, [1, 7])  # by ranges
+    assert "has held a lock" in caplog.text
+    assert tars(place) == sums(index, 0) | (sums(index, 1) if held == "tar" else set())
 
 
 READ = """

@@ -89,6 +89,19 @@ def test_a_missing_shard_is_not_asked_for_again_and_again(
     assert time.monotonic() - begin_s < 5
 
 
+@pytest.mark.parametrize("fault", PASSING)
+def test_an_index_that_suffered_on_the_way_is_asked_for_again(server: "FaultyServer", folder: Path, fault: str) -> None:
+    """And is no mistake of the user's, who would be told to index a good set anew."""
+    server.fail("train.index.npy", [fault, fault, None])
+    if fault != "wrong":  # wrong bytes of the JSON have no checksum
+        server.fail("train.index.json", [fault, fault, None])
+    index = read_index(f"{server.url}/train.index.json")
+    assert index.digest == read_index(f"{folder}/train.index.json").digest
+    server.fail("train.index.npy", itertools.repeat(fault))
+    with pytest.raises(StorageFault, match=r"train\.index\.npy"):
+        read_index(f"{server.url}/train.index.json")
+
+
 def test_a_server_in_trouble_is_not_a_missing_index(server: "FaultyServer", folder: Path) -> None:
     """fsspec's own `exists` says no to any trouble: the user would be told to make an index that is there."""
     url = f"{server.url}/train.index.json"

@@ -1,6 +1,7 @@
 """A run on two ranks over a server that fails: it stops, goes on, and is the run that a local disk gives."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,7 +63,11 @@ def test_a_run_stops_for_storage_and_goes_on_as_if_nothing_had_been(config: Path
         over = [f"data.train={server.url}/train.index.json", f"data.cache.dir={tmp_path / 'cache'}"]
         stopped = train(config, "remote", *over)
         assert stopped.returncode != 0
-        assert f"{lost.name} is missing" in stopped.stderr
+        said = [line for line in stopped.stderr.splitlines() if line.startswith("error: ") and "rank 1:" not in line]
+        assert f"{lost.name} is missing" in "".join(said)  # by rank 0, whichever rank met it
+        outcome = json.loads((runs / "remote" / "outcome.json").read_text())
+        assert outcome["code"] == 1
+        assert f"{lost.name} is missing" in outcome["cause"]
         assert "another sha256" in stopped.stderr
         (tmp_path / "lost").rename(lost)
         taken_up = train(config, "remote", *over)

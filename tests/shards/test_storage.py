@@ -150,6 +150,29 @@ def test_a_short_answer_is_a_fault_and_tried_again(remote: Any) -> None:
     assert fs.calls == 3
 
 
+def test_a_whole_file_that_came_short_or_wrong_is_asked_for_again(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = remote(Flaky(0, OSError()))
+    answers = [b"01234", b"0123456780", b"0123456789"]
+    monkeypatch.setattr(fs, "cat_file", lambda path: answers.pop(0))
+
+    def check(data: bytes) -> None:
+        if not data.endswith(b"9"):
+            raise StorageFault("others")
+
+    assert storage.read_all("s3://b/k", check) == b"0123456789"
+    answers += [b"01234"] * 3
+    with pytest.raises(StorageFault, match="came with 5 of its 10 bytes"):
+        storage.read_all("s3://b/k")
+
+
+def test_nothing_is_written_to_a_web_server(tmp_path: Path) -> None:
+    for url in ("http://h/set", "https://h/set"):
+        with pytest.raises(InputError, match="nothing can be written to http"):
+            storage.check_writable(url)
+    storage.check_writable("s3://b/set")
+    storage.check_writable(str(tmp_path))
+
+
 def test_a_secret_in_the_url_does_not_reach_the_error(remote: Any) -> None:
     remote(Flaky(99, OSError("GET https://h/k?sig=s3cret")))
     with pytest.raises(StorageFault) as error:
