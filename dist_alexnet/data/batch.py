@@ -5,7 +5,7 @@ Shapes: b images of this replica, S the image's side in pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Batch:
         """On the device. To a GPU the copy is made beside what it computes: the step before is not over by then."""
         if device.type != "cuda":
             return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
-        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # one of a pool
+        beside = _copying(device)
         main = torch.cuda.current_stream(device)
         with torch.cuda.stream(beside):
             here = self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
@@ -66,6 +66,12 @@ class Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all copies to a GPU: memory is kept apart by stream, so more of them would hold more of it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _used_on(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:

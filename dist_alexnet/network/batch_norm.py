@@ -70,16 +70,18 @@ class BatchNormLayer(nn.Module):
         x = x_bCHW.reshape(self.parts, images // self.parts, channels, height, width)
         weight = weight_b.to(x.dtype).reshape(self.parts, -1, 1, 1, 1)
         group = self.mesh.sharing
-        count = sum_over(weight.sum(1, keepdim=True) * (height * width), group).clamp_min(1)
+        pixels = sum_over(weight.sum(1, keepdim=True) * (height * width), group)
+        count = pixels.clamp_min(1)
         mean = sum_over((x * weight).sum((1, 3, 4), keepdim=True), group) / count
         centred = x - mean
         square = sum_over((centred.square() * weight).sum((1, 3, 4), keepdim=True), group)
-        self._remember(mean.detach().view(self.parts, -1), (square / (count - 1).clamp_min(1)).detach())
+        unbiased = square / (count - 1).clamp_min(1)
+        self._remember(mean.detach().view(self.parts, -1), unbiased.detach().view(self.parts, -1), pixels > 0)
         return self._scaled((centred * (square / count + self.layer.eps).rsqrt()).view(x_bCHW.shape))
 
-    def _remember(self, mean_PC: Tensor, variance: Tensor) -> None:
-        sums = torch.cat([mean_PC.sum(0), variance.view(self.parts, -1).sum(0)])
-        self.pending += torch.cat([sums, sums.new_full((1,), self.parts)]).to(self.pending.dtype)
+    def _remember(self, mean_PC: Tensor, variance_PC: Tensor, real: Tensor) -> None:
+        """Only of parts in which a picture decoded: the others' means and variances are 0."""
+        self.pending += torch.cat([mean_PC.sum(0), variance_PC.sum(0), real.sum().view(1)]).to(self.pending.dtype)
 
     def settle(self, dropped: bool = False) -> None:
         """After an optimizer step: the mean of all parts' statistics goes into the running ones. All ranks call it."""
@@ -90,9 +92,10 @@ class BatchNormLayer(nn.Module):
                 dist.all_reduce(total, group=group)
         if dropped:
             return
-        mean, variance = (total[:-1] / total[-1]).view(2, channels)
-        self.mean.lerp_(mean.to(self.mean.dtype), self.layer.momentum)
-        self.variance.lerp_(variance.to(self.variance.dtype), self.layer.momentum)
+        mean, variance = (total[:-1] / total[-1].clamp_min(1)).view(2, channels)
+        moved = self.layer.momentum * (total[-1] > 0).to(total.dtype)
+        self.mean.lerp_(mean, moved)
+        self.variance.lerp_(variance, moved)
 
     def _scaled(self, x_bCHW: Tensor) -> Tensor:
         return x_bCHW * self.weight[:, None, None] + self.bias[:, None, None]

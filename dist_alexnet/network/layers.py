@@ -101,8 +101,10 @@ def response_norm(x_bCHW: Tensor, norm: ResponseNorm, columns_here: int) -> Tens
     The window's sum is `size` shifted slices: torch's own local_response_norm goes through a 3-d average pool, whose
     backward on GPUs is not deterministic.
     """
-    maps = x_bCHW.shape[1] // columns_here
-    x = widened(x_bCHW).unflatten(1, (columns_here, maps))  # a view in any memory format, and so is what goes back
+    images, channels, height, width = x_bCHW.shape
+    maps = channels // columns_here
+    # A column is a dimension of its own: in any memory format that is a view, and so is the way back.
+    x = widened(x_bCHW).view(images, columns_here, maps, height, width)
     before = norm.size // 2
     squares = F.pad(x * x, (0, 0, 0, 0, before, norm.size - 1 - before))
     total = squares[:, :, :maps]

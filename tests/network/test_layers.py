@@ -215,6 +215,10 @@ def test_an_image_that_did_not_decode_is_in_no_statistics(alone: Mesh) -> None:
     ours.settle()
     other.settle()
     assert torch.allclose(ours.variance, other.variance, rtol=1e-10)
+    before = ours.variance.clone()
+    ours(x, torch.zeros(4))  # a part without a picture has no statistics
+    ours.settle()
+    assert torch.equal(ours.variance, before)
 
 
 @pytest.mark.parametrize(

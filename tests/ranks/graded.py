@@ -106,10 +106,11 @@ def _whole(tensor: LogicalTensor, values: torch.Tensor, mesh: Mesh) -> np.ndarra
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Largest difference of loss and of any tensor, relative to its size (or to a millionth of the largest gradient,
-    where a gradient is nought but for rounding, as of a bias before a batch norm)."""
+    """Largest difference of loss and of any tensor, relative to its size (or to 1e-5 of the largest gradient, where
+    a gradient is nought but for rounding, as of a bias before a batch norm: 1e-9 of that is some ten float64 roundings
+    of the terms that cancel)."""
     worst = abs(one["loss"] - other["loss"]) / abs(other["loss"])
-    floor = 1e-6 * max(float(np.abs(values).max()) for values in other["tensors"].values())
+    floor = 1e-5 * max(float(np.abs(values).max()) for values in other["tensors"].values())
     for name, values in other["tensors"].items():
         scale = max(float(np.abs(values).max()), floor)
         worst = max(worst, float(np.abs(one["tensors"][name] - values).max()) / scale)
