@@ -194,7 +194,7 @@ def test_saved_by_the_clock_and_what_is_kept(config: Path, runs: Path) -> None:
     """Saves by minutes; multiples, the best and the newest stay."""
     over = (
         "run.steps=24",
-        "checkpoint.every_minutes=0.000001",
+        "checkpoint.every_minutes=0.000000001",
         "checkpoint.keep=2",
         "checkpoint.keep_every_steps=8",
         "evaluate.every_steps=5",
