@@ -19,7 +19,10 @@ def ls(run_dir: RunDir) -> None:
         size_mb = sum(record.bytes for record in commit.files) / 1e6
         best = commit.state.get("best")
         judged = f"best top-1 {best['top1']:.4f} at step {best['step']}" if best else "not evaluated yet"
-        layout = " x ".join(f"{value} {key}" for key, value in commit.layout.items())
+        axes = {key: value for key, value in commit.layout.items() if key != "zero_stage"}
+        layout = " x ".join(f"{value} {key}" for key, value in axes.items())
+        if "zero_stage" in commit.layout:
+            layout += f", ZeRO stage {commit.layout['zero_stage']}"
         typer.echo(f"step {commit.step}  generation {commit.generation}  {size_mb:.1f} MB  {layout}  {judged}")
 
 
