@@ -20,7 +20,6 @@ from dist_alexnet.network.layers import (
     kept,
     response_norm,
     spatial_norm,
-    widened,
 )
 from dist_alexnet.network.sizes import Network, Step
 from dist_alexnet.network.spec import (
@@ -42,6 +41,7 @@ from dist_alexnet.parallel.collectives import (
     gather_images,
     gather_units,
     start_columns,
+    widened,
 )
 from dist_alexnet.parallel.layout import Layout, LogicalTensor, Place, owned_rows
 from dist_alexnet.parallel.mesh import Mesh

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dist_alexnet.network.spec import Conv, Local, ResponseNorm, SpatialNorm
-from dist_alexnet.parallel.collectives import ColumnsUnderWay
+from dist_alexnet.parallel.collectives import ColumnsUnderWay, widened
 from shards.hashing import hash_words, stream_key, unit_interval
 
 
@@ -88,11 +88,6 @@ class FullyConnectedLayer(nn.Module):
 
 def _parameter(values: Tensor | None) -> nn.Parameter | None:
     return None if values is None else nn.Parameter(values)
-
-
-def widened(x: Tensor) -> Tensor:
-    """Half precision to fp32: norms, softmax and sums are never computed in half."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def response_norm(x_bCHW: Tensor, norm: ResponseNorm, columns_here: int) -> Tensor:

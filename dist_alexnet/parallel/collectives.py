@@ -41,11 +41,12 @@ class _Stack(torch.autograd.Function):
         leaving = parts.contiguous() if ctx.sent is None else _packed(parts, ctx.sent)
         arrived = torch.empty_like(leaving)
         dist.all_to_all_single(arrived, leaving, group=ctx.group)
-        wide = _widened(arrived) if ctx.sent is None else _unpacked(arrived)
+        wide = widened(arrived) if ctx.sent is None else _unpacked(arrived)
         return wide.sum(0).view(grad_G.shape[1:]).to(grad_G.dtype), None, None
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """Half precision to fp32: norms, softmax and sums are never computed in half."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

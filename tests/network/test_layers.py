@@ -17,9 +17,9 @@ from dist_alexnet.network.layers import (
     kept,
     response_norm,
     spatial_norm,
-    widened,
 )
 from dist_alexnet.network.spec import BatchNorm, Conv, Local, ResponseNorm, SpatialNorm
+from dist_alexnet.parallel.collectives import widened
 from dist_alexnet.parallel.layout import Layout
 from dist_alexnet.parallel.mesh import Mesh
 from tests.network.plain import word
