@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -11,34 +10,35 @@ import torch.distributed as dist
 
 from dist_alexnet.checkpoint import store
 from dist_alexnet.checkpoint.saver import Saver
-from dist_alexnet.config import Config, flattened, to_yaml
+from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.crash import say_error, traceback_in
-from dist_alexnet.data.batch import Batch, Fault
+from dist_alexnet.data.batch import Batch
 from dist_alexnet.data.loader import training_batches
 from dist_alexnet.data.statistics import mean_pixels
 from dist_alexnet.engine import Engine, LearnedTensor
-from dist_alexnet.environment import is_restart, job_ends_at_s, launch_id, prepare_determinism, read_world
-from dist_alexnet.errors import BadSamplesError, CheckpointError, ConfigError, DivergedError, StopRequested
+from dist_alexnet.environment import job_ends_at_s, prepare_determinism, read_world
+from dist_alexnet.errors import ConfigError, DivergedError, StopRequested
 from dist_alexnet.evaluate import agreed_arithmetic, evaluate, share_of, whole_on
 from dist_alexnet.guard.requests import STOP_FILE, Requests
-from dist_alexnet.job import exact, make_job
+from dist_alexnet.job import make_job
 from dist_alexnet.network.build import ColumnNetwork
-from dist_alexnet.optim.schedules import Plateau, Rates
+from dist_alexnet.optim.schedules import Plateau
+from dist_alexnet.pace import Pace
 from dist_alexnet.parallel.agree import on_every_rank, on_first_rank, together
 from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
 from dist_alexnet.run_folder import (
     Attempt,
-    check_identity,
     claim,
     first_cause,
     host_name,
     take_generation,
-    worst_shards,
     write_outcome,
 )
+from dist_alexnet.samples_seen import SamplesSeen
+from dist_alexnet.standing import layout_of, resume_now, take_up, to_keep
 from dist_alexnet.track.console import open_console
-from dist_alexnet.track.jsonl import JsonLines, starts
+from dist_alexnet.track.jsonl import JsonLines
 from dist_alexnet.track.meter import Meter, batch_sums
 from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.track.wandb_run import WandbRun, start_wandb
@@ -83,7 +83,6 @@ def train(config: Config, resume: str = "auto") -> None:
         _Run(config, device, resume).story()
 
 
-OF_A_RUN = {"best", "engine", "evaluation_pending", "identity", "meter", "plateau", "samples"}
 LOWER_RATE = "start another run (run.name) with a lower optimizer.lr; the checkpoints of this one are good"
 
 
@@ -94,8 +93,6 @@ class _Run:
         self.config, self.device, self.resume = config, device, resume
         self.folder: Path = config.run_folder
         self.claimed = False
-        self.keys: JsonLines | None = None
-        self.faults: list[tuple[int, Fault]] = []  # (step, fault) not yet in the ledger
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
     def story(self) -> None:
@@ -108,24 +105,25 @@ class _Run:
 
     def _story(self) -> None:
         self.job = together(lambda: make_job(self.config, dist.get_world_size()))
-        self.resume = on_first_rank(self._resume_now)
+        self.resume = on_first_rank(lambda: resume_now(self.folder, self.resume))
         on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
         self.claimed = True
         self.prepare()
         first = self.take_up()
-        if first > 0 and first >= self.job.total_steps and not self.evaluation_pending:
+        if first > 0 and first >= self.job.total_steps and not self.standing.evaluation_pending:
             self._nothing_left(first)
             return
         self.generation = on_first_rank(lambda: take_generation(self.config))
         on_first_rank(lambda: (self.folder / STOP_FILE).unlink(missing_ok=True))  # it was for the start before
         self.attempt = self._start_attempt(first)
         self.saver = Saver(self.folder, self.config.checkpoint)
-        self.step = first
+        names_faults = self.mesh.place.column == 0 or self.config.data.share_decoding  # else columns load the same
+        self.seen = SamplesSeen(self.config, self.generation, len(self.job.train), names_faults)
         try:
             self.tracker = self._tracker(first)
             self._train(first)
         except StopRequested as request:
-            self.tracker.message(f"stopped on request ({request}) after step {self.step}, which is saved")
+            self.tracker.message(f"stopped on request ({request}) after step {self.standing.step}, which is saved")
             self._end(f"stopped: {request}", request.exit_code)
             raise
         except BaseException as error:
@@ -146,19 +144,9 @@ class _Run:
         self.mesh = make_mesh(self.job.layout, self.device.type, self.job.batch_norm_parts.ranks)
         self.engine = self._engine()
         self.plateau = Plateau(self.config.schedule)
+        self.pace = Pace(self.config, self.job)
         self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
         self.mean_3SS = torch.from_numpy(mean_pixels(self.config.data, self.job.statistics)).to(self.device)
-
-    def _resume_now(self) -> str:
-        """What `resume` means now: torchrun starts a run again with the first start's arguments, and it must go on."""
-        if not is_restart():
-            return self.resume
-        started = starts(self.folder / "attempts.jsonl")
-        of_this_launch = [number for number, start in started.items() if start.launch == launch_id()]
-        if not of_this_launch:
-            return self.resume
-        saved = store.holds_checkpoint(self.folder, since_generation=min(of_this_launch))
-        return "auto" if saved or self.resume == "never" else self.resume
 
     def _engine(self) -> Engine:
         job, config = self.job, self.config
@@ -175,56 +163,23 @@ class _Run:
 
     def take_up(self) -> int:
         """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
-        self.receipt: list[str] = []
-        self.stands_on: int | None = None  # generation of the checkpoint
-        self.best: dict[str, float] | None = None  # step and top-1 of the best evaluation
-        self.evaluation_pending = False  # one was interrupted by a request to stop
-        if self.resume == "never":
-            return 0
-        if self.resume == "auto":
-            found, passed_over = store.newest_good(self.folder)
-            if found is None:
-                return 0
-        else:
-            found, passed_over = store.find(Path(self.resume))
-        self.receipt += [f"passed over: {line}" for line in passed_over]
-        commit = found.commit
-        if not commit.state.keys() >= OF_A_RUN:
-            raise CheckpointError(
-                f"checkpoint {found.folder} does not say how its run stood: it holds weights only (then evaluate or "
-                "export it), or another version wrote it"
-            )
-        check_identity(commit.state["identity"], self.job.identity, f"checkpoint {found.folder}")
-        with self.engine.loading():
-            store.load(found, self.engine.fragments())
-        self.meter.restore(commit.state["meter"])
-        self.engine.restore(commit.state["engine"])
-        self.plateau.restore(commit.state["plateau"])
-        self.best = commit.state["best"]
-        self.evaluation_pending = commit.state["evaluation_pending"]
-        self.stands_on = commit.generation if self.folder.resolve() in found.folder.resolve().parents else None
-        self.receipt.append(f"resumed from {found.folder}: step {commit.step}, {commit.state['samples']} samples seen")
-        self.receipt.append(f"samples to be replayed: 0; {_changes(commit, self._layout(), self.config)}")
-        for name, now in store.versions().items():
-            if commit.versions.get(name) != now:
-                self.receipt.append(
-                    f"{name} was {commit.versions.get(name)}, is {now}: the bits may differ from here on"
-                )
-        return commit.step
+        self.standing = take_up(self.config, self.job, self.resume, self.engine, self.meter, self.plateau)
+        return self.standing.step
 
     def _nothing_left(self, step: int) -> None:
         console = open_console(dist.get_rank(), self.job.total_steps, step)
-        for line in (*self.receipt, f"nothing left to train: {step} of {self.job.total_steps} steps are done"):
+        for line in (*self.standing.receipt, f"nothing left to train: {step} of {self.job.total_steps} steps are done"):
             console.message(line)
         console.close()
         if dist.get_rank() == 0:
-            write_outcome(self.folder, self.stands_on, "done", 0)
+            write_outcome(self.folder, self.standing.stands_on, "done", 0)
 
     def _start_attempt(self, first: int) -> Attempt | None:
         hosts = on_every_rank(host_name)
         if self.mesh.place.rank > 0:
             return None
-        return Attempt(self.folder, self.generation, first, self.stands_on, self._layout(), sorted(set(hosts)))
+        stands_on, layout = self.standing.stands_on, layout_of(self.job)
+        return Attempt(self.folder, self.generation, first, stands_on, layout, sorted(set(hosts)))
 
     def _tracker(self, first: int) -> Tracker:
         rank = self.mesh.place.rank
@@ -240,7 +195,7 @@ class _Run:
                 resumed_step=first,
             )
         tracker = Tracker(metrics, wandb, open_console(rank, self.job.total_steps, first))
-        for line in self.receipt:
+        for line in self.standing.receipt:
             tracker.message(line)
         return tracker
 
@@ -257,7 +212,7 @@ class _Run:
 
     def _steps(self, first: int) -> None:
         """Train from step `first` to the end. Raises StopRequested once a run that was asked to stop is being saved."""
-        total, place = self.job.total_steps, self.mesh.place
+        total = self.job.total_steps
         batches = together(  # a node may be unable to make its cache
             lambda: training_batches(
                 self.job.train,
@@ -269,22 +224,20 @@ class _Run:
                 self.device.type == "cuda",
             )
         )
-        if self.config.log.sample_keys:
-            self.keys = JsonLines(self.folder / "keys" / f"rank-{place.rank:05d}.jsonl", self.generation)
         self.logged_at_s, self.logged_at_step = time.monotonic(), first
         self.saved_step = first if first > 0 else -1
-        if self.evaluation_pending:
+        if self.standing.evaluation_pending:
             self._after(first)
         for step in range(first + 1, total + 1):
             self._step(step, batches)
-            self.step = step
+            self.standing.step = step
             self._after(step)
         if total == 0:  # a run of no steps: the initial values, evaluated and saved
             self._after(0)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
-        self.engine.set_rates(self._rates(step).of)
+        self.engine.set_rates(self.pace.rates(step, self.plateau.drops).of)
         seen = []
         for _ in range(self.job.batches.accumulation):
             asked_at_s = time.monotonic()
@@ -301,13 +254,7 @@ class _Run:
         self.meter.step_done()
         if self.engine.skipped_steps:  # ZeRO 1-3 drop such a step without a word; ZeRO 0 does not
             raise DivergedError(f"the gradient of step {step} is not finite: {LOWER_RATE}")
-        if self.mesh.place.column == 0 or self.config.data.share_decoding:  # else columns loaded the same pictures
-            self.faults += [(step, fault) for batch in seen for fault in batch.faults]
-        if self.keys is not None:
-            positions = [position for batch in seen for position in batch.position_b.tolist()]
-            self.keys.append(
-                {"step": step, "positions": positions, "keys": [key for batch in seen for key in batch.keys]}
-            )
+        self.seen.add(step, seen)
 
     def _after(self, step: int) -> None:
         """What is due once `step` steps are done; a request to stop, wherever it is heard of, saves first."""
@@ -316,25 +263,24 @@ class _Run:
             if step < self.job.total_steps:
                 self.requests.look()
         except StopRequested:
-            if self.saved_step != step or self.evaluation_pending:
+            if self.saved_step != step or self.standing.evaluation_pending:
                 self._save(step)
             raise
 
     def _do_what_is_due(self, step: int) -> None:
         """A line of metrics, an evaluation, a checkpoint. After a stop in an evaluation, what was left of that."""
-        config, last, best = self.config, step == self.job.total_steps, False
-        if not self.evaluation_pending and (step % config.log.every_steps == 0 or last):
+        last, best = step == self.job.total_steps, False
+        if not self.standing.evaluation_pending and (step % self.config.log.every_steps == 0 or last):
             self._log(step)
-        due = self._due(step, config.evaluate.every_steps, config.evaluate.every_epochs)
+        due = self.pace.evaluation_is_due(step)
         if self.job.val is not None and (last or due):
-            self.evaluation_pending = True
+            self.standing.evaluation_pending = True
             top1 = self._evaluate(step, self.job.val)
             if due:  # the last step's would be another one's when the run is made longer
                 self.plateau.evaluated(top1)
-            best = self._is_best(step, top1)
-        self.evaluation_pending = False  # nor is one that was broken off due any more, where the run was made longer
-        save_due = self._due(step, config.checkpoint.every_steps, config.checkpoint.every_epochs)
-        if last or best or save_due or self.requests.save_is_due():
+            best = self.standing.is_best(step, top1) and self.config.checkpoint.keep_best
+        self.standing.evaluation_pending = False  # nor is one broken off due any more, where the run was made longer
+        if last or best or self.pace.save_is_due(step) or self.requests.save_is_due():
             self._save(step)
         for line in self.saver.news():
             self.tracker.message(line)
@@ -380,29 +326,17 @@ class _Run:
         self._agree(step)
         if not self.engine.is_finite():
             raise DivergedError(f"a weight is not finite after step {step}, which is not saved: {LOWER_RATE}")
-        if self.keys is not None:  # lines that belong to a checkpoint are on disk before it counts
-            self.keys.sync()
+        self.seen.sync()
         self.tracker.sync()
-        state = {
-            "samples": step * self.config.data.batch_size,
-            "meter": self.meter.state(),
-            "engine": self.engine.state(),
-            "plateau": self.plateau.state(),
-            "best": self.best,
-            "evaluation_pending": self.evaluation_pending,
-            "identity": self.job.identity,
-            "config": self.config.model_dump(mode="json"),
-            "network": self.job.spec.model_dump(mode="json"),
-            "classes": self.job.train.classes,
-        }
+        best = self.standing.best
         self.saver.save(
             self.engine.fragments_to_save(),
             step=step,
-            spared=None if self.best is None else int(self.best["step"]),
+            spared=None if best is None else int(best["step"]),
             generation=self.generation,
-            layout=self._layout(),
+            layout=layout_of(self.job),
             versions=store.versions(),
-            state=state,
+            state=to_keep(self.standing, self.config, self.job, self.engine, self.meter, self.plateau),
         )
         self.saved_step = step
         self.requests.saved()
@@ -415,41 +349,14 @@ class _Run:
         if not math.isfinite(self.meter.agreed.loss):
             first = self.logged_at_step + 1
             raise DivergedError(f"the loss is not finite between steps {first} and {step}: {LOWER_RATE}")
-        if not bad:
-            return
-        found = sorted((fault.position, at, fault) for part in on_every_rank(lambda: self.faults) for at, fault in part)
-        self.faults = []
-        if self.mesh.place.rank == 0:
-            ledger = JsonLines(self.folder / "ledger.jsonl", self.generation)
-            for _, at, fault in found:
-                ledger.append({"step": at, **vars(fault)})
-            ledger.sync()
-            ledger.close()
-        seen, total_bad = step * self.config.data.batch_size, self.meter.agreed.bad_samples
-        # Of one epoch at least: a single picture early on is no sign of a bad set.
-        if total_bad > self.config.data.bad_samples.max_fraction * max(seen, len(self.job.train)):
-            last, worst = found[-1][2], on_first_rank(lambda: worst_shards(self.folder))
-            raise BadSamplesError(
-                f"{total_bad} of {seen} pictures did not decode, expected at most data.bad_samples.max_fraction "
-                f"({self.config.data.bad_samples.max_fraction}): most in {worst}, the last {last.key} in {last.url}; "
-                "see ledger.jsonl, mend these shards, or leave them out by data.exclude, which is another run"
-            )
+        if bad:
+            self.seen.write_faults(step, self.meter.agreed.bad_samples)
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
-    def _rates(self, step: int) -> Rates:
-        """Learning rates of the step that brings the count to `step`."""
-        return Rates(
-            self.config.schedule,
-            self.config.optimizer.lr,
-            self._epochs(step - 1),
-            self.job.epochs,
-            self.plateau.drops,
-        )
-
     def _optimizer_metrics(self, step: int) -> dict[str, float]:
         """The rate of weights; others only where they are not the network's multiples of it; what fp16 adds."""
-        rates = self._rates(step)
+        rates = self.pace.rates(step, self.plateau.drops)
         values = {"optim/lr": rates.base}
         for one in self.engine.learned:
             rate = rates.of(one.layer, one.role, one.lr)
@@ -460,44 +367,14 @@ class _Run:
             values["train/dropped_steps"] = float(self.engine.loss_scale.dropped_steps)
         return values
 
-    def _epochs(self, steps: int) -> Fraction:
-        return Fraction(steps * self.config.data.batch_size, len(self.job.train))
-
-    def _layout(self) -> dict[str, int]:
-        return {**vars(self.job.layout), "zero_stage": self.config.parallel.zero_stage}
-
-    def _is_best(self, step: int, top1: float) -> bool:
-        """Whether this evaluation is the best so far, and is to be saved for that."""
-        if self.best is not None and top1 <= self.best["top1"]:
-            return False
-        self.best = {"step": step, "top1": top1}
-        return self.config.checkpoint.keep_best
-
-    def _due(self, step: int, every_steps: int | None, every_epochs: float | None) -> bool:
-        """Whether this is a multiple of steps, or the first step past a multiple of epochs."""
-        if every_steps is not None and step % every_steps == 0:
-            return True
-        if every_epochs is None:
-            return False
-        return self._epochs(step) // exact(every_epochs) > self._epochs(step - 1) // exact(every_epochs)
-
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
-        self.tracker.metrics(step, step * self.config.data.batch_size, float(self._epochs(step)), values)
+        self.tracker.metrics(step, step * self.config.data.batch_size, float(self.pace.epochs(step)), values)
 
     def _end(self, cause: str, code: int) -> None:
         if hasattr(self, "tracker"):
             self.tracker.close(code)
         if self.attempt is not None:
-            self.attempt.end(cause, code, self.step)
-
-
-def _changes(commit: store.Commit, layout: dict[str, int], config: Config) -> str:
-    """What is another than when the checkpoint was written, of layout and settings."""
-    before, now = flattened(commit.state["config"]), flattened(config.model_dump(mode="json"))
-    changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
-    if commit.layout != layout:
-        changed.insert(0, f"layout {commit.layout} -> {layout}")
-    return f"changed since: {', '.join(changed)}" if changed else "layout and settings are the same"
+            self.attempt.end(cause, code, self.standing.step)
 
 
 def _choose_arithmetic(config: Config, device: torch.device) -> None:
