@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from shards import storage
+from shards.build_lock import alone
 from shards.errors import InputError
 from shards.hashing import hash64
 from shards.index import ShardIndex, index_url, key_digest, read_index, write_index
@@ -21,6 +22,7 @@ from shards.tar_writer import write_tar
 from shards.tars import TarScan, scan_tar
 
 Progress = Callable[[int, int], None]
+ROWS_AT_A_TIME = 1000  # of JSON
 
 
 def build_shards(
@@ -39,8 +41,9 @@ def build_shards(
     tars; 0: two a core, as half of them wait for the disk). A tar appears only whole, the index last. Where the folder
     already holds this very build (by the index's fingerprint of source, keys, labels, file sizes, seed and shard size,
     and by the sizes of its tars) it is returned as it is. InputError, and nothing overwritten, where the folder holds
-    another build of that split, or a tar of that name with other bytes. A build that was killed goes on when called
-    again: the tars it had finished are checked and kept. `progress(done, total)` counts samples.
+    another build of that split, or a tar of that name with other bytes, and where another process is building it now. A
+    build that was killed goes on when called again: the tars it had finished are checked and kept. `progress(done,
+    total)` counts samples.
     """
     check_split(split)
     storage.check_writable(to_url)
@@ -52,22 +55,16 @@ def build_shards(
     _check_samples(samples, source, split)
     built_from = _fingerprint(source, samples, samples_per_shard, seed)
     existing = _existing_build(to_url, split, built_from)
-    journal = open_journal(to_url, split, built_from)
     if existing is not None:
-        journal.end()  # it may have been killed just before that
+        open_journal(to_url, split, built_from).end()  # it may have been killed just before that
         return existing
-
-    order = np.argsort(hash64(seed, "shards/build", np.arange(len(samples))), kind="stable")
-    starts = range(0, len(samples), samples_per_shard)
-    tasks = (
-        ShardTask(to_url, name, shard, [samples[i] for i in order[start : start + samples_per_shard].tolist()], found)
-        for shard, start in enumerate(starts)
-        for name in [f"{split}-{shard:06d}.tar"]
-        for found in [journal.finished.get(name)]
-    )
-    scans = _write_all(tasks, min(workers or 2 * cores(), len(starts)), journal, progress, len(samples))
-    write_index(_index_of(scans, to_url, split, source, built_from), to_url)
-    journal.end()
+    shards = -(-len(samples) // samples_per_shard)
+    with alone(to_url, split):
+        journal = open_journal(to_url, split, built_from)
+        tasks = _tasks(samples, to_url, split, samples_per_shard, seed, journal.finished)
+        scans = _write_all(tasks, min(workers or 2 * cores(), shards), journal, progress, len(samples))
+        write_index(_index_of(scans, to_url, split, source, built_from), to_url)
+        journal.end()
     return read_index(index_url(to_url, split))
 
 
@@ -98,6 +95,21 @@ def write_shard(task: ShardTask) -> TarScan:
     if scan.row.sha256 != task.finished or list(zip(scan.keys, labels, strict=True)) != expected:
         raise changed
     return scan
+
+
+def _tasks(
+    samples: Sequence[SourceSample],
+    folder: str,
+    split: str,
+    samples_per_shard: int,
+    seed: int,
+    finished: Mapping[str, str],
+) -> Iterator[ShardTask]:
+    order = np.argsort(hash64(seed, "shards/build", np.arange(len(samples))), kind="stable")
+    for shard, start in enumerate(range(0, len(samples), samples_per_shard)):
+        name = f"{split}-{shard:06d}.tar"
+        chosen = [samples[i] for i in order[start : start + samples_per_shard].tolist()]
+        yield ShardTask(folder, name, shard, chosen, finished.get(name))
 
 
 def _write_all(
@@ -140,9 +152,10 @@ def _fingerprint(source: Source, samples: Sequence[SourceSample], samples_per_sh
     known: list[Any] = [] if info is None else [[dict(one) for one in info]]
     head = json.dumps([source.recipe, source.classes, *known, samples_per_shard, seed])
     digest = hashlib.sha256(head.removesuffix("]").encode() + b", [")
-    for i, sample in enumerate(samples):
-        row = json.dumps([sample.key, sample.label, sample.size_bytes])
-        digest.update((row if i == 0 else ", " + row).encode())
+    for start in range(0, len(samples), ROWS_AT_A_TIME):
+        some = samples[start : start + ROWS_AT_A_TIME]
+        rows = json.dumps([[sample.key, sample.label, sample.size_bytes] for sample in some])
+        digest.update((", " if start else "").encode() + rows[1:-1].encode())
     digest.update(b"]]")
     return digest.hexdigest()
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 from shards import storage
 from shards.errors import DistAlexnetError, InputError, StorageFault
 from shards.index import ShardIndex, ShardRow
+from shards.locks import in_use, is_at, locked
 from shards.storage import shown
 
 FREE_FRACTION = 0.05  # of the disk, which the cache leaves free
@@ -41,6 +42,7 @@ class ShardCache:
     max_bytes: int | None = None
     soon: frozenset[str] = frozenset()  # sha256 of shards that this process needs next: not evicted for others
     _refused_s: dict[str, float] = field(default_factory=dict)
+    _failed: dict[str, tuple[float, StorageFault]] = field(default_factory=dict)  # when a fetch ended, and how
     _said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -54,13 +56,18 @@ class ShardCache:
     def open(self, url: str, row: ShardRow) -> int | None:
         """A descriptor of the whole shard, which is fetched from `url` where it is not there; the caller closes it.
 
-        Waits for another process that is fetching it. None where there is no room for it, which is said once. Raises
-        StorageFault where its bytes do not come.
+        Waits for another process, or thread, that is fetching it. None where there is no room for it, which is said
+        once. Raises StorageFault where its bytes do not come; those for which a thread of this process has asked in
+        vain meanwhile are not asked for all over again.
         """
+        begin_s = time.monotonic()
         while True:
             file = self._open(row)
             if file is not None or self._refused(row):
                 return file
+            failed_s, fault = self._failed.get(row.sha256, (float("-inf"), None))
+            if fault is not None and failed_s >= begin_s:
+                raise fault
             if self.fetch(url, row) is None:
                 if self._stalled(row):
                     self._say(f"{row.name} has not come into the cache {self.folder} for {STALL_S:g} s", row)
@@ -82,6 +89,14 @@ class ShardCache:
         except OSError as exc:  # the disk, not the storage: a StorageFault is none
             self._say(f"the cache {self.folder} fails ({exc.strerror})", row)
             return False
+
+    def holds(self, row: ShardRow) -> bool:
+        """Whether the shard is there, whole."""
+        return self._path(row).exists()
+
+    def come_bytes(self, rows: Iterable[ShardRow]) -> int:
+        """How much of these shards is there by now, as far as the file system tells of those that are coming."""
+        return sum(row.bytes if self.holds(row) else _written_bytes(self._part(row)) for row in rows)
 
     def drop(self, row: ShardRow) -> None:
         """Take away a shard whose file has rotted."""
@@ -123,15 +138,15 @@ class ShardCache:
         """The locked, empty part of a shard; None where another has it, or has just finished it."""
         part = os.open(self._part(row), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            if not _locked(part):
+            if not locked(part):
                 yield None
                 return
             # Locked, it may be no longer the file of that name: finished or cleaned away by another in between.
-            own = _is_at(part, self._part(row))
+            own = is_at(part, self._part(row))
             try:
                 yield part if own and not self._path(row).exists() else None
             finally:
-                if _is_at(part, self._part(row)):
+                if is_at(part, self._part(row)):
                     self._part(row).unlink(missing_ok=True)  # a finished one has its other name by now
         finally:
             os.close(part)
@@ -148,6 +163,16 @@ class ShardCache:
                     raise
                 self._say(f"the disk of the cache {self.folder} is full", row)
                 return False
+        try:
+            self._download(part, url, row)
+        except StorageFault as fault:
+            self._failed[row.sha256] = time.monotonic(), fault
+            raise
+        os.fsync(part)
+        os.rename(self._part(row), self._path(row))
+        return True
+
+    def _download(self, part: int, url: str, row: ShardRow) -> None:
         for number in range(1, FETCH_TRIES + 1):
             digest = hashlib.sha256()
             os.lseek(part, 0, os.SEEK_SET)
@@ -160,9 +185,7 @@ class ShardCache:
 
             storage.download(url, row.bytes, write)
             if digest.hexdigest() == row.sha256:
-                os.fsync(part)
-                os.rename(self._part(row), self._path(row))
-                return True
+                return
             message = "%s came with another sha256 than the index says, try %d of %d"
             logging.getLogger("shards").warning(message, shown(url), number, FETCH_TRIES)
         raise StorageFault(
@@ -191,7 +214,7 @@ class ShardCache:
         for path in sorted(sizes, key=_last_used_s):
             if excess <= 0:
                 break
-            if path.suffix == ".tar" and path.stem not in self.soon and not _in_use(path):
+            if path.suffix == ".tar" and path.stem not in self.soon and not in_use(path):
                 chosen.append(path)
                 excess -= sizes[path]
         if excess > 0 and ahead:
@@ -211,7 +234,7 @@ class ShardCache:
             if path.suffix not in (".tar", ".part"):
                 continue
             with suppress(FileNotFoundError):
-                if path.suffix == ".part" and path.stat().st_size and not _in_use(path):
+                if path.suffix == ".part" and path.stat().st_size and not in_use(path):
                     path.unlink()
                     continue
                 sizes[path] = path.stat().st_size
@@ -279,14 +302,6 @@ def _reserve(file: int, size: int) -> None:
         os.ftruncate(file, size)
 
 
-def _locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _lock(file: int, kind: int) -> None:
     """Lock a file that others hold for moments only. OSError where one has hung, or was suspended, with its lock."""
     until_s = time.monotonic() + STALL_S
@@ -300,23 +315,13 @@ def _lock(file: int, kind: int) -> None:
         time.sleep(POLL_S)
 
 
-def _in_use(path: Path) -> bool:
-    """Whether anybody holds a lock on the file (or has taken it away)."""
+def _written_bytes(part: Path) -> int:
+    """Up to which byte a file with reserved room has been written; 0 where it is not there."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        return not _locked(file)
-    finally:
-        os.close(file)
-
-
-def _is_at(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
+        with part.open("rb") as file:
+            return os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+    except (OSError, AttributeError):  # not there, or not known here
+        return 0
 
 
 def _last_used_s(path: Path) -> float:

@@ -12,6 +12,7 @@ from shards.storage import check_name, parent, shown
 INDEX_SUFFIX = ".index.json"
 SIDECAR_SUFFIX = ".index.npy"
 JOURNAL_SUFFIX = ".build.json"
+LOCK_SUFFIX = ".build.lock"
 MAX_PATTERN_SHARDS = 1_000_000
 
 

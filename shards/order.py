@@ -37,6 +37,17 @@ def batch_positions(step: int, batch_size: int, lanes: int) -> np.ndarray:
     return (first + np.arange(batch_size, dtype=np.int64)).reshape(-1, lanes).T.reshape(-1)
 
 
+def data_steps(steps: np.ndarray, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which global batches steps read: step n reads the n-th batch of the line that is not skipped. int64 (steps,).
+
+    skipped: rising ranges [first, end) of global batches, none of which reaches into the next.
+    """
+    batches = np.array(steps, dtype=np.int64)
+    for first, end in skipped:
+        batches[batches >= first] += end - first
+    return batches
+
+
 def part(positions: np.ndarray, index: int, parts: int) -> np.ndarray:
     """Run `index` of `parts` equal runs of a list whose length `parts` divides."""
     length = len(positions) // parts

@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from shards import storage
@@ -63,7 +63,7 @@ class _Wanted:
         """The sample, if these are its bytes. Raises StorageFault."""
         try:
             key = picture_key(data[: self.head], self.length)
-            found = zlib.crc32(memoryview(data)[self.head :])
+            found = crc32(memoryview(data)[self.head :])
             if self.crc is not None and found != self.crc:
                 raise ValueError(f"other bytes than were indexed (CRC-32 {found:08x}, expected {self.crc:08x})")
         except ValueError as exc:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
+from shards.direct import DirectFile
 from shards.errors import InputError, StorageFault
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
@@ -29,6 +30,11 @@ RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # each is stretched or shrunk 
 REQUEST_S = 30.0  # time limit of a request, besides what its bytes take at the slowest rate that is put up with
 SLOWEST_BYTES_PER_S = 256 * 2**10
 STREAM_BLOCK_BYTES = 8 * 2**20
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # of the client of s3
+CONDITIONAL = ("s3", "gs", "gcs", "memory")  # where fsspec has writes that fail if the file is there
+# After so long a request for a block has failed for good: all tries, each at its limit, and the pauses between them.
+BLOCK_S = REQUEST_S + STREAM_BLOCK_BYTES / SLOWEST_BYTES_PER_S
+GIVES_UP_S = (len(RETRY_DELAYS_S) + 1) * BLOCK_S + 1.5 * sum(RETRY_DELAYS_S)
 USERS_MISTAKES = (errno.EACCES, errno.EEXIST, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 T = TypeVar("T")
@@ -58,7 +64,19 @@ def check_writable(url: str) -> None:
     """InputError, as check_url or where it is known without asking that nothing can be written there."""
     check_url(url)
     if _scheme(url) in ("http", "https"):
-        raise InputError(f"nothing can be written to {shown(url)}: give a folder, or a URL such as s3:// with --to")
+        raise InputError(f"nothing can be written to {shown(url)}: give a folder, or a URL such as s3://")
+
+
+def check_folder(url: str) -> None:
+    """InputError, as check_writable, or where the URL has a query or lies in memory: no folder that lasts."""
+    check_writable(url)
+    if _scheme(url) == "memory":
+        raise InputError(f"{shown(url)} lies in the memory of one process: give a folder, or a URL such as s3://")
+    if _scheme(url) not in (None, "file") and re.search(r"[?#]", url):
+        raise InputError(
+            f"the folder {shown(url)} has a query ('?') or a fragment ('#') behind it: give the plain URL, and secrets "
+            "to the client library by its environment variables or its credentials file"
+        )
 
 
 def shown(url: str) -> str:
@@ -110,13 +128,40 @@ def exists(url: str) -> bool:
     """Whether there is a file (or folder) at `url`. StorageFault where the storage does not answer."""
     path = local_path(url)
     if path is not None:
-        return path.exists()
+        try:
+            return path.exists()
+        except OSError as exc:
+            raise _fault(url, exc) from exc
     try:
         # Not fs.exists: over HTTP that takes a server in trouble for one that has no such file.
         _retried(url, lambda call, remote: call("info", remote))
     except Missing:
         return False
     return True
+
+
+def names_in(url: str) -> list[str]:
+    """Names of the files and folders directly in the folder `url`, sorted; none where there is no such folder.
+
+    Asked anew each time. StorageFault where the storage does not answer: silence is no empty folder.
+    """
+    path = local_path(url)
+    if path is not None:
+        try:
+            return sorted(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as exc:
+            raise _fault(url, exc) from exc
+    try:
+        found = _retried(url, lambda call, remote: (remote, call("ls", remote, detail=False)))
+    except Missing:
+        return []
+    finally:
+        _file_system(url)[0].invalidate_cache()  # or what others do there in the meantime is not seen
+    remote = found[0].rstrip("/")
+    others = (place.rstrip("/") for place in found[1])  # a folder's own marker may be among them
+    return sorted({place.rpartition("/")[2] for place in others if place != remote})
 
 
 def size_bytes(url: str) -> int:
@@ -244,10 +289,10 @@ def _block(url: str, start: int, length: int, size: int, call: "Call", remote: s
 def write_atomic(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
     """Write a file that appears whole or not at all; folders on the way are made.
 
-    `data` is the bytes, or a function that writes them to the open file it is given (which it may also read back).
-    When that function raises, nothing appears and its error goes on. Locally: a hidden `.tmp` file in the same folder,
-    fsync, rename. Elsewhere: a local temporary file, then one upload. InputError where the place may not be written,
-    StorageFault where the storage fails.
+    `data` is the bytes, or a function that appends them to the file it is given. When that function raises, nothing
+    appears and its error goes on. Locally: a hidden `.tmp` file in the same folder, fsync, rename; what a function
+    writes there goes past the page cache. Elsewhere: a local temporary file, then one upload. InputError where the
+    place may not be written, StorageFault where the storage fails.
     """
     path = local_path(url)
     try:
@@ -260,6 +305,28 @@ def write_atomic(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
         raise kind(f"cannot write {shown(url)}: {exc.strerror or type(exc).__name__}") from exc
 
 
+def create(url: str, data: bytes) -> bool:
+    """Write a file that is not there yet, whole; False where there is one, which stays as it is.
+
+    Of two writers at once one is told False, if the storage has conditional writes, as local disks, s3 and gs do;
+    elsewhere both may be told True. One whose answer was lost may be told False of its own file. Errors as
+    write_atomic.
+    """
+    path = local_path(url)
+    if path is not None:
+        return _create_local(path, data)
+    if _scheme(url) not in CONDITIONAL:
+        if exists(url):
+            return False
+        write_atomic(url, data)
+        return True
+    try:
+        _retried(url, lambda call, remote: call("pipe_file", remote, data, mode="create"), len(data))
+    except Present:
+        return False
+    return True
+
+
 def remove_leftovers(url: str) -> None:
     """Take away what writers of this local file left behind when they were killed. Only where nobody writes it now."""
     path = local_path(url)
@@ -269,22 +336,68 @@ def remove_leftovers(url: str) -> None:
 
 
 def _write_local(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x+b") as file:
-            _fill(file, data)
-            file.flush()
+        with temporary.open("xb", buffering=0) as file:
+            if callable(data):
+                direct = DirectFile(file.fileno())
+                data(cast(BinaryIO, direct))
+                direct.flush()
+            else:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_names(path.parent)
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
+    write_atomic(str(draft), data)
     try:
-        os.fsync(folder)  # the new name itself must survive a power cut
+        os.link(draft, path)
+        _sync_names(path.parent)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        return _create_unlinked(path, data)
     finally:
-        os.close(folder)
+        draft.unlink()
+    return True
+
+
+def _create_unlinked(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        raise _fault(str(path), exc) from exc
+    return True
+
+
+def _make_folders(folder: Path) -> None:
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in made:
+        _sync_names(one.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """A new name itself must survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_remote(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -332,7 +445,11 @@ class Missing(StorageFault):
     """The storage answered, and there is no such file."""
 
 
-class _NoRanges(StorageFault):
+class Present(StorageFault):
+    """The storage answered, and there is such a file already."""
+
+
+class NoRanges(StorageFault):
     """The server sends whole files where a part was asked for."""
 
 
@@ -415,13 +532,13 @@ def _lasting(exc: Exception) -> bool:
     status = getattr(exc, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
-    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, _NoRanges)
-    return isinstance(exc, kinds)
+    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError)
+    return isinstance(exc, (*kinds, NoRanges)) or type(exc).__name__ in NO_CREDENTIALS
 
 
 def _whole(url: str, data: bytes, start: int, length: int) -> bytes:
     if len(data) > length:
-        raise _NoRanges(
+        raise NoRanges(
             f"the server of {shown(url)} gave {len(data)} bytes where {length} from byte {start} were asked for, as "
             "one that does not serve ranges: set data.cache.dir, for which whole files will do, or use other storage"
         )
@@ -436,6 +553,8 @@ def _whole(url: str, data: bytes, start: int, length: int) -> bytes:
 def _fault(url: str, exc: Exception, tries: str = "") -> StorageFault:
     if isinstance(exc, StorageFault):
         return exc
+    if isinstance(exc, FileExistsError):
+        return Present(f"{shown(url)} is there already: it is not written over")
     if isinstance(exc, FileNotFoundError) or getattr(exc, "status", None) in (404, 410):
         return Missing(f"{shown(url)} is missing: check the path, or bring the file back")
     what = f"{_what(exc)}{tries}"
@@ -449,6 +568,8 @@ def _what(exc: Exception) -> str:
         return f"status {status}"
     if isinstance(exc, TimeoutError):
         return "no answer in time"
+    if type(exc).__name__ in NO_CREDENTIALS:
+        return "no credentials were found in the environment nor in the client library's files"
     return getattr(exc, "strerror", None) or type(exc).__name__
 
 

@@ -6,12 +6,12 @@ and located as it goes, without reading it again.
 
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from shards import storage
 from shards.errors import InputError
@@ -48,27 +48,27 @@ def sha256_of(url: str) -> str:
 
 
 def _fill(file: BinaryIO, name: str, shard: int, samples: Sequence[SourceSample]) -> TarScan:
-    rows = np.zeros(len(samples), SAMPLE_DTYPE)
+    rows: list[tuple[int, ...]] = []  # of SAMPLE_DTYPE
     digest, at = hashlib.sha256(), 0
-    for row, sample in zip(rows, samples, strict=True):
+    for sample in samples:
         picture = sample.load()
         if len(picture) >= MAX_PICTURE_BYTES:
             raise InputError(f"the picture {sample.key!r} has {len(picture)} bytes: a picture must be below 4 GiB")
         label = b"%d" % sample.label
         label_head, head = _header(f"{sample.key}.cls", len(label)), _header(f"{sample.key}.jpg", len(picture))
-        before = b"".join((label_head, label, _padding(len(label)), head))
-        row["shard"], row["label"], row["head"] = shard, sample.label, len(head)
-        row["offset"], row["length"], row["crc"] = at + len(before), len(picture), zlib.crc32(picture)
-        data = b"".join((before, picture, _padding(len(picture))))
-        digest.update(data)
-        file.write(data)
-        at += len(data)
+        before, behind = b"".join((label_head, label, _padding(len(label)), head)), _padding(len(picture))
+        rows.append((shard, len(head), at + len(before), len(picture), sample.label, crc32(picture)))
+        for piece in (before, picture, behind):
+            digest.update(piece)
+            file.write(piece)
+            at += len(piece)
     end = bytes(END_BYTES + -(at + END_BYTES) % tarfile.RECORDSIZE)
     digest.update(end)
     file.write(end)
     keys = tuple(sample.key for sample in samples)
     keys_digest = sum(key_digest(key) for key in keys) % 2**64
-    return TarScan(ShardRow(name, at + len(end), len(keys), digest.hexdigest(), keys_digest), rows, keys)
+    row = ShardRow(name, at + len(end), len(keys), digest.hexdigest(), keys_digest)
+    return TarScan(row, np.array(rows, SAMPLE_DTYPE), keys)
 
 
 def _header(name: str, size: int) -> bytes:

@@ -9,12 +9,12 @@ import hashlib
 import io
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from shards.errors import InputError
@@ -145,7 +145,7 @@ def _add(
         picture = cast(Any, tar.extractfile(member)).read()
         if see is not None:
             see(group.key, picture)
-        crc = zlib.crc32(picture)
+        crc = crc32(picture)
         group.picture = (member.offset_data - member.offset, member.offset_data, member.size, crc)
     elif suffix == "cls":
         text = b""

@@ -29,8 +29,13 @@ def test_verify_names_what_is_wrong_and_repairs_an_index(index: str, capsys: pyt
     assert any(line.startswith("train-1.tar s0011: does not decode") for line in said)
     assert "train-1.tar: holds other samples than the index says (9, expected 8)" in said
     assert said[-1] == "train: 2 of 3 shards are right"
+    first = Path(index).read_bytes()
+    assert run([*verify, "--repair"]) == 2  # it may have rotted: the index is all that knows the right bytes
+    assert "train-1.tar has changed, and its picture 's0011' does not decode" in capsys.readouterr().err
+    assert Path(index).read_bytes() == first
     write_tar(path, members(9, first=8 + 100))  # a whole tar: the index can be made to fit it
     assert run([*verify, "--repair"]) == 0
+    assert "the set is another one now" in capsys.readouterr().out
     assert len(read_index(index)) == 25
     assert run(verify) == 0
     before = Path(index).read_bytes()
@@ -39,6 +44,17 @@ def test_verify_names_what_is_wrong_and_repairs_an_index(index: str, capsys: pyt
     assert run([*verify, "--repair"]) == 2
     assert "train-1.tar" in capsys.readouterr().err
     assert Path(index).read_bytes() == before
+
+
+def test_a_repair_that_cannot_be_written_is_refused_before_anything_is_read(
+    index: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, says in (
+        (f"{Path(index).parent}/train-{{2..0}}.tar", "names some of its tars"),
+        ("http://127.0.0.1:9/set/train.index.json", "nothing can be written"),
+    ):
+        assert run(["shards", "verify", place, "--repair"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_ls_and_cat(index: str, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -254,3 +254,31 @@ def test_a_download_comes_in_blocks_or_whole(remote: Any, monkeypatch: pytest.Mo
     assert got == [b"0123456789"]
     with pytest.raises(StorageFault, match="does not serve ranges"):
         storage.read_range("s3://b/k", 2, 3)
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_names_and_exclusive_creation(tmp_path: Path, where: str) -> None:
+    root = str(tmp_path / "root") if where == "disk" else f"memory://names-{os.getpid()}"
+    assert storage.names_in(root) == []
+    assert storage.create(f"{root}/a", b"first")
+    assert not storage.create(f"{root}/a", b"second")
+    assert storage.read_all(f"{root}/a") == b"first"
+    storage.write_atomic(f"{root}/folder/b", b"x")
+    assert storage.names_in(root) == ["a", "folder"]
+    assert storage.names_in(f"{root}/folder") == ["b"]
+    assert storage.names_in(f"{root}/nothing") == []
+
+
+def test_silence_is_no_empty_folder(remote: Any) -> None:
+    """Nor a file that is not there: who lists a store in trouble must be told."""
+
+    class Silent:
+        def ls(self, path: str, detail: bool) -> list[str]:
+            raise OSError(5, "Input/output error")
+
+        def invalidate_cache(self) -> None:
+            pass
+
+    remote(Silent())
+    with pytest.raises(StorageFault, match="could not be read"):
+        storage.names_in("s3://bucket/x")
