@@ -2,34 +2,44 @@
 
 Every tensor is cut on dim 0, so what a rank holds of it, a ZeRO partition included, is one contiguous range of the
 flattened whole: a 1-D chunk (offset, length). Any layout and any ZeRO stage can then load what any other saved, and
-torch's planner does the rest. The table of contents is JSON in place of torch's pickle, so reading a checkpoint runs
-none of its author's code (torch reads the chunks with weights_only=True).
+torch's planner does the rest. The table of contents is JSON in place of torch's pickle (contents.py), and torch reads
+the chunks with weights_only=True, so reading a checkpoint runs none of its author's code.
 """
 
+import hashlib
+import io
 import json
 import os
 import secrets
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
-    TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
 
-from dist_alexnet.errors import CheckpointError
-from shards.errors import StorageFault
-
-CONTENTS = "contents.json"
+from dist_alexnet.checkpoint.contents import CONTENTS, FileRecord, contents_of, read_contents
+from dist_alexnet.checkpoint.place import Place
+from shards import storage
 
 
 class FlatChunk(Tensor):
@@ -69,81 +79,123 @@ class FlatChunk(Tensor):
         return self.part
 
 
-class FlatWriter(FileSystemWriter):
-    """DCP's file writer with a JSON table of contents."""
+class FlatWriter(StorageWriter):
+    """DCP's plan written as one file a rank, each tensor as torch.save has it, and a JSON table of contents.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, overwrite=False)
+    `written` names the files of this rank with what was meant to be in them. moved: called after each tensor.
+    """
 
-    def _metadata_exists(self) -> bool:
-        return (Path(self.path) / CONTENTS).exists()
+    def __init__(self, folder: Place, moved: Callable[[], None] = lambda: None) -> None:
+        self.folder, self._moved = folder, moved
+        self.written: list[FileRecord] = []
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        pass
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return [replace(plan, storage_data=f"__{rank}_0.distcp") for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results: list[WriteResult] = []
+
+        def fill(file: BinaryIO) -> None:
+            hashed = Hashed(file)
+            results.clear()
+            for item in plan.items:
+                begin = hashed.bytes
+                torch.save(_of_its_own(planner.resolve_data(item)), cast(IO[bytes], hashed))
+                length = hashed.bytes - begin
+                results.append(WriteResult(item.index, length, _StorageInfo(plan.storage_data, begin, length)))
+                self._moved()
+            self.written = [hashed.record(plan.storage_data)]
+
+        if plan.items:
+            storage.write_atomic((self.folder / plan.storage_data).url, fill)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         places = {result.index: result.storage_data for part in results for result in part}
-        tensors: dict[str, Any] = {}
-        for name, stored in metadata.state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
-            chunks = []
-            for chunk in stored.chunks:
-                place = places[MetadataIndex(name, chunk.offsets)]
-                chunks.append([chunk.offsets[0], chunk.sizes[0], place.relative_path, place.offset, place.length])
-            _check_whole(name, chunks, stored.size[0])
-            dtype = str(stored.properties.dtype).removeprefix("torch.")
-            tensors[name] = {"dtype": dtype, "elements": stored.size[0], "chunks": sorted(chunks)}
-        write_durably(Path(self.path) / CONTENTS, json.dumps({"version": 1, "tensors": tensors}).encode())
+        table = json.dumps(contents_of(metadata, places)).encode()
+        storage.write_atomic((self.folder / CONTENTS).url, table)
+        self.written.append(FileRecord(CONTENTS, len(table), hashlib.sha256(table).hexdigest()))
 
 
-class FlatReader(FileSystemReader):
-    """DCP's file reader over the JSON table of contents."""
+class FlatReader(StorageReader):
+    """DCP's plan read by ranges, over the JSON table of contents."""
+
+    def __init__(self, folder: Place) -> None:
+        self.folder = folder
+        self.places: dict[MetadataIndex, _StorageInfo] = {}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        pass
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_contents(Path(self.path))
+        return read_contents(self.folder)
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        self.places = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for item in plan.items:
+            at = self.places[item.storage_index]
+            data = storage.read_range((self.folder / at.relative_path).url, at.offset, at.length)
+            whole = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # never anybody's code
+            (start,), (length,) = item.storage_offsets, item.lengths
+            part, target = whole[start : start + length], planner.resolve_tensor(item).detach()
+            if part.shape != target.shape:
+                raise ValueError(f"{at.relative_path} holds {len(part)} elements of {length} from {start}")
+            target.copy_(part)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
-def read_contents(folder: Path) -> Metadata:
-    """The table of contents as DCP's metadata. Raises CheckpointError where it is not one, or leads out of `folder`."""
-    try:
-        contents = json.loads((folder / CONTENTS).read_text())
-        if contents["version"] != 1:
-            raise ValueError(f"its version is {contents['version']!r}, expected 1")
-        tensors = contents["tensors"]
-        stored, places = {}, {}
-        for name, entry in tensors.items():
-            dtype = getattr(torch, entry["dtype"])
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError(f"{entry['dtype']!r} is not a dtype")
-            chunks = []
-            _check_whole(name, entry["chunks"], entry["elements"])
-            for offset, length, file, start, size in entry["chunks"]:
-                check_file_name(file)
-                chunks.append(ChunkStorageMetadata(torch.Size([offset]), torch.Size([length])))
-                places[MetadataIndex(name, torch.Size([offset]))] = _StorageInfo(file, start, size)
-            size_whole = torch.Size([entry["elements"]])
-            stored[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size_whole, chunks)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise CheckpointError(f"{folder / CONTENTS} is missing") from error
-        raise StorageFault(f"{folder / CONTENTS} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CONTENTS} is not a table of contents: {error}") from error
-    return Metadata(dict(stored), storage_data=places, storage_meta=StorageMeta())
+class Hashed:
+    """Hands on what is written, and knows how much it was and its sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        pass
+
+    def record(self, name: str) -> FileRecord:
+        return FileRecord(name, self.bytes, self._digest.hexdigest())
 
 
-def _check_whole(name: str, chunks: list[list[Any]], elements: int) -> None:
-    """Raise ValueError unless the chunks [offset, length, ...] hold each element once: torch fills what it finds."""
-    held = 0
-    for offset, length, *_ in sorted(chunks):
-        if offset != held or length <= 0:
-            raise ValueError(f"{name} has a chunk of {length} elements from {offset}, expected one from {held}")
-        held += length
-    if held != elements:
-        raise ValueError(f"{name} has chunks of {held} elements, expected {elements}")
-
-
-def check_file_name(name: str) -> None:
-    """Raise ValueError unless `name` is the plain name of a file, which cannot lead out of its folder."""
-    if Path(name).name != name or name in ("", ".."):
-        raise ValueError(f"{name!r} is not a file name")
+def _of_its_own(values: Any) -> Tensor:
+    """On the CPU, and no view into something larger: torch.save writes all of what a view looks into."""
+    here: Tensor = values.detach().cpu()
+    return here.clone() if here.untyped_storage().nbytes() != here.nbytes else here
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -158,12 +210,7 @@ def write_durably(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -17,9 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_alexnet.checkpoint import store
+from dist_alexnet.checkpoint.finding import ROOT
+from dist_alexnet.checkpoint.place import Place
+from dist_alexnet.checkpoint.pruning import prune
 from dist_alexnet.config import Checkpoint
 from dist_alexnet.engine import Fragment
-from shards.errors import StorageFault
+from shards.errors import InputError, StorageFault
 
 CLOSE_LIMIT_S = 10.0  # how long a start that has failed waits for the write that is under way
 
@@ -28,7 +31,8 @@ class Saver:
     """Writes checkpoints of one start of a run, one at a time."""
 
     def __init__(self, run_folder: Path, settings: Checkpoint) -> None:
-        self._run_folder, self._settings, self._max_failures = run_folder, settings, settings.max_failures
+        self._root = Place.at(settings.url) if settings.url else Place.at(run_folder) / ROOT
+        self._settings, self._max_failures = settings, settings.max_failures
         self._group = dist.new_group(backend="gloo") if settings.background else None
         self.took_s = 0.0  # the last save, from its copy to its COMMIT
         self._staged: dict[tuple[str, str], Tensor] = {}
@@ -97,11 +101,18 @@ class Saver:
     def _write(self, staged: list[Fragment], step: int, spared: int | None, facts: dict[str, Any]) -> None:
         began_s = time.monotonic()
         try:
-            store.save(self._run_folder, staged, step=step, group=self._group, **facts)
+            store.save(self._root, staged, step=step, group=self._group, **facts)
             if dist.get_rank() == 0:
-                spared = spared if self._settings.keep_best else None
-                store.prune(self._run_folder, self._settings.keep, step, self._settings.keep_every_steps, spared)
+                self._make_room(step, spared if self._settings.keep_best else None, facts["generation"])
         except BaseException as error:
             self._error = error
             self._news.append(f"the save of step {step} failed, the last good one stands: {error}")
         self.took_s = time.monotonic() - began_s
+
+    def _make_room(self, step: int, spared: int | None, generation: int) -> None:
+        """Remove what is no longer to be kept. Where that fails, the save has not."""
+        keep, every_steps = self._settings.keep, self._settings.keep_every_steps
+        try:
+            prune(self._root, keep, step, every_steps, spared, generation=generation)
+        except (StorageFault, InputError) as error:
+            self._news.append(f"old checkpoints could not be removed after step {step}: {error}")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dist_alexnet.checkpoint.flat import CONTENTS, FlatChunk, check_file_name, read_contents, write_durably
+from dist_alexnet.checkpoint.contents import CONTENTS, check_file_name, read_contents
+from dist_alexnet.checkpoint.flat import FlatChunk, write_durably
+from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.errors import CheckpointError
 
 GOOD = {
@@ -24,9 +26,9 @@ GOOD = {
 }
 
 
-def contents(folder: Path, values: Any) -> Path:
+def contents(folder: Path, values: Any) -> Place:
     (folder / CONTENTS).write_text(values if isinstance(values, str) else json.dumps(values))
-    return folder
+    return Place.at(folder)
 
 
 def with_chunks(*chunks: list[Any]) -> dict[str, Any]:
@@ -108,13 +110,13 @@ def test_what_is_no_table_is_refused(tmp_path: Path, values: Any) -> None:
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is missing"):
-        read_contents(tmp_path)
+        read_contents(Place.at(tmp_path))
 
 
 def test_a_pickle_is_not_a_table(tmp_path: Path) -> None:
     (tmp_path / CONTENTS).write_bytes(pickle.dumps(GOOD))
     with pytest.raises(CheckpointError, match="is not a table of contents"):
-        read_contents(tmp_path)
+        read_contents(Place.at(tmp_path))
 
 
 def test_a_chunk_only_carries_its_range() -> None:

@@ -1,10 +1,13 @@
 """Saving and finding checkpoints in a world of one: what counts, what is refused, what is kept."""
 
+import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +15,22 @@ import pytest
 import torch
 
 from dist_alexnet.__main__ import run as run_command
-from dist_alexnet.checkpoint import flat, store
-from dist_alexnet.checkpoint.flat import CONTENTS
+from dist_alexnet.checkpoint import finding, store
+from dist_alexnet.checkpoint.commit import COMMIT, Commit
+from dist_alexnet.checkpoint.contents import CONTENTS, FileRecord
+from dist_alexnet.checkpoint.place import Place
+from dist_alexnet.checkpoint.pruning import prune
 from dist_alexnet.engine import Fragment
 from dist_alexnet.errors import CheckpointError
 from dist_alexnet.parallel.mesh import Mesh
+from shards import storage
 from shards.errors import StorageFault
-
-SIZES = {"conv1.weight": 1000, "conv1.bias": 7, "fc8.weight": 64}
-
-
-def fragments(fill: float = 0.0) -> list[Fragment]:
-    """Every tensor whole; each element another number."""
-    return [
-        Fragment(name, kind, torch.arange(size) * (1.0 if kind == "weight" else -0.5) + fill, 0, size)
-        for name, size in SIZES.items()
-        for kind in ("weight", "momentum")
-    ]
+from tests.checkpoint import states
+from tests.checkpoint.states import empty, fragments, held
 
 
 def save(run: Path, step: int, generation: int = 1, parts: Iterable[Fragment] | None = None) -> Path:
-    return store.save(
-        run,
-        fragments(step) if parts is None else parts,
-        step=step,
-        generation=generation,
-        layout={"data": 1},
-        versions=store.versions(),
-        state={"samples": step * 64},
-    )
-
-
-def empty(parts: list[Fragment]) -> list[Fragment]:
-    return [
-        Fragment(one.name, one.kind, torch.full_like(one.values, torch.nan), one.offset, one.total) for one in parts
-    ]
-
-
-def held(found: store.Found) -> float:
-    """The number by which `fragments` were filled, checked in every element."""
-    parts = empty(fragments())
-    store.load(found, parts)
-    fill = parts[0].values[0].item()
-    for ours, theirs in zip(parts, fragments(fill), strict=True):
-        assert torch.equal(ours.values, theirs.values)
-    return fill
+    return Path(states.save(run, step, generation, parts).url)
 
 
 def pretend(run: Path, step: int, generation: int = 1, committed: bool = True) -> Path:
@@ -69,8 +43,8 @@ def pretend(run: Path, step: int, generation: int = 1, committed: bool = True) -
 
 
 def write_commit(folder: Path, **values: Any) -> None:
-    good = {"step": 1, "generation": 1, "files": [], "layout": {}, "versions": {}, "state": {}, "version": 1}
-    (folder / store.COMMIT).write_text(json.dumps({**good, **values}))
+    good: dict[str, Any] = {"step": 1, "generation": 1, "files": (), "layout": {}, "versions": {}, "state": {}}
+    (folder / COMMIT).write_bytes(Commit(**{**good, **values}).to_json())
 
 
 class Opened:
@@ -92,12 +66,12 @@ def test_what_is_saved_is_found_and_loaded(alone: Mesh, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000120/g0003\n"
     found, passed = store.newest_good(tmp_path)
     assert found is not None
-    assert (found.folder, passed) == (folder, [])
+    assert (found.folder, passed) == (Place.at(folder), [])
     assert (found.commit.step, found.commit.generation) == (120, 3)
     assert found.commit.state == {"samples": 7680}
     assert {"torch", "deepspeed", "dist_alexnet", "numpy", "pillow"} <= found.commit.versions.keys()
     assert held(found) == 120
-    on_disk = {path.name for path in folder.iterdir()} - {store.COMMIT}
+    on_disk = {path.name for path in folder.iterdir()} - {COMMIT}
     assert {record.name for record in found.commit.files} == on_disk
     assert CONTENTS in on_disk
 
@@ -118,28 +92,32 @@ def test_any_range_can_be_asked_for(alone: Mesh, tmp_path: Path) -> None:
 def test_no_file_of_a_checkpoint_is_written_twice(alone: Mesh, tmp_path: Path) -> None:
     folder = save(tmp_path, 5)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(StorageFault, match=r"^checkpoint .* cannot be written: rank 0: .*already exists"):
+    with pytest.raises(StorageFault, match=r"^checkpoint .* is committed already: it is not written again"):
         save(tmp_path, 5, parts=fragments(99))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_disk_that_fails_is_a_storage_fault(alone: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every part of a save; what was there before stays what is found."""
+    """Whichever file of a save finds it full: the one before is what is found, and what was written makes room."""
     save(tmp_path, 5)
+    write = storage.write_atomic
+    for victim in (".distcp", CONTENTS, COMMIT):
 
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
+        def full(url: str, data: Any, victim: str = victim) -> None:
+            if url.endswith(victim):
+                raise OSError(28, "No space left on device")
+            write(url, data)
 
-    for module, name in ((flat, "write_durably"), (store, "_record"), (store, "sync_folder"), (store, "write_durably")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, full)
+            patch.setattr(storage, "write_atomic", full)
             with pytest.raises(StorageFault, match=r"cannot be written: .*No space left") as caught:
                 save(tmp_path, 10)
             assert "\n" not in str(caught.value)
-        shutil.rmtree(tmp_path / "checkpoints" / "step-00000010")
+        assert not (tmp_path / "checkpoints" / "step-00000010" / "g0001").exists()
     found, _ = store.newest_good(tmp_path)
     assert found is not None
     assert held(found) == 5
+    assert held(store.verified(Place.at(save(tmp_path, 10)))) == 10
 
 
 def test_a_save_with_a_hole_is_not_committed(alone: Mesh, tmp_path: Path) -> None:
@@ -187,7 +165,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(alone: Mesh, tmp_path
     victim = chunks if which == "chunks" else newest / CONTENTS
     damage(victim, how)
     with pytest.raises(CheckpointError, match=victim.name):
-        store.verified(newest)
+        store.verified(Place.at(newest))
     found, passed = store.newest_good(tmp_path)
     assert found is not None
     assert held(found) == 5
@@ -196,10 +174,27 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(alone: Mesh, tmp_path
     assert "\n" not in passed[0]
 
 
+def test_a_flipped_bit_is_found_wherever_it_is(alone: Mesh, tmp_path: Path) -> None:
+    """In every byte of COMMIT and of the table, and here and there in the chunks."""
+    save(tmp_path, 5)
+    newest = save(tmp_path, 10)
+    for path in sorted(newest.iterdir()):
+        whole = path.read_bytes()
+        for at in range(0, len(whole), 1 if len(whole) < 10_000 else 997):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            with pytest.raises(CheckpointError) as caught:
+                store.check(Place.at(newest))
+            assert "\n" not in str(caught.value)
+        found, passed = store.newest_good(tmp_path)
+        assert (held(found), len(passed)) == (5, 1)
+        path.write_bytes(whole)
+    assert held(store.newest_good(tmp_path)[0]) == 10
+
+
 def test_a_folder_without_commit_does_not_exist(alone: Mesh, tmp_path: Path) -> None:
     assert store.newest_good(tmp_path) == (None, [])
     torn = save(tmp_path, 10)
-    (torn / store.COMMIT).unlink()
+    (torn / COMMIT).unlink()
     assert store.newest_good(tmp_path) == (None, [])
     save(tmp_path, 5)
     found, passed = store.newest_good(tmp_path)
@@ -214,7 +209,7 @@ def test_the_newest_generation_wins_within_a_step(alone: Mesh, tmp_path: Path) -
     found, _ = store.newest_good(tmp_path)
     assert found is not None
     assert (found.commit.step, found.commit.generation, held(found)) == (20, 10, 10)
-    damage(found.folder / CONTENTS, "gone")
+    damage(Path(found.folder.url) / CONTENTS, "gone")
     found, passed = store.newest_good(tmp_path)
     assert found is not None
     assert (found.commit.generation, held(found), len(passed)) == (9, 9, 1)
@@ -225,7 +220,7 @@ def test_steps_are_compared_as_numbers(alone: Mesh, tmp_path: Path) -> None:
         pretend(tmp_path, step)
     (tmp_path / "checkpoints" / "step-x").mkdir()
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
-    assert store.resolve(tmp_path).parent.name == "step-100000000"
+    assert finding.resolve(tmp_path).parent.name == "step-100000000"
 
 
 # ---- hostile folders ------------------------------------------------------------------------------------------------
@@ -234,9 +229,9 @@ def test_steps_are_compared_as_numbers(alone: Mesh, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..", "", "g/x"])
 def test_a_commit_that_leads_elsewhere_is_refused(alone: Mesh, tmp_path: Path, name: str) -> None:
     folder = pretend(tmp_path, 1, committed=False)
-    write_commit(folder, files=[{"name": name, "bytes": 1, "sha256": "0"}])
+    write_commit(folder, files=(FileRecord(name, 1, "0"),))
     with pytest.raises(CheckpointError, match="is not a file name"):
-        store.verified(folder)
+        store.verified(Place.at(folder))
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole"):
         store.newest_good(tmp_path)
 
@@ -246,39 +241,41 @@ def test_a_commit_that_leads_elsewhere_is_refused(alone: Mesh, tmp_path: Path, n
 )
 def test_what_is_no_commit_is_refused(alone: Mesh, tmp_path: Path, text: str) -> None:
     folder = pretend(tmp_path, 1, committed=False)
-    (folder / store.COMMIT).write_text(text)
+    (folder / COMMIT).write_text(text)
     with pytest.raises(CheckpointError, match=r"COMMIT cannot be read") as caught:
-        store.verified(folder)
+        store.verified(Place.at(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_a_commit_of_a_later_version_is_refused(alone: Mesh, tmp_path: Path) -> None:
     folder = pretend(tmp_path, 1, committed=False)
-    write_commit(folder, version=2)
-    with pytest.raises(CheckpointError, match="version is 2, expected 1"):
-        store.verified(folder)
+    write_commit(folder, version=3)
+    with pytest.raises(CheckpointError, match="version is 3, expected 2"):
+        store.verified(Place.at(folder))
 
 
 def test_contents_that_lead_elsewhere_are_refused(alone: Mesh, tmp_path: Path) -> None:
-    found = store.verified(save(tmp_path, 5))
-    path = found.folder / CONTENTS
-    (chunks,) = found.folder.glob("*.distcp")
-    path.write_text(path.read_text().replace(chunks.name, f"../{found.folder.name}/{chunks.name}"))
+    found = store.verified(Place.at(save(tmp_path, 5)))
+    folder = Path(found.folder.url)
+    path = folder / CONTENTS
+    (chunks,) = folder.glob("*.distcp")
+    path.write_text(path.read_text().replace(chunks.name, f"../{folder.name}/{chunks.name}"))
     with pytest.raises(CheckpointError, match="is not a file name"):
         store.load(found, empty(fragments()))
 
 
 def test_no_pickle_is_opened(alone: Mesh, tmp_path: Path) -> None:
     """Neither torch's own table of contents, were it there, nor what lies in place of a chunk."""
-    found = store.verified(save(tmp_path, 5))
+    found = store.verified(Place.at(save(tmp_path, 5)))
     mark = tmp_path / "opened"
     buffer = io.BytesIO()
     torch.save(Opened(mark), buffer)
-    (found.folder / ".metadata").write_bytes(buffer.getvalue())
+    folder = Path(found.folder.url)
+    (folder / ".metadata").write_bytes(buffer.getvalue())
     assert held(found) == 5
-    (chunks,) = found.folder.glob("*.distcp")
+    (chunks,) = folder.glob("*.distcp")
     chunks.write_bytes(buffer.getvalue())
-    path = found.folder / CONTENTS
+    path = folder / CONTENTS
     contents = json.loads(path.read_text())
     for entry in contents["tensors"].values():
         entry["chunks"] = [[*chunk[:3], 0, len(buffer.getvalue())] for chunk in entry["chunks"]]
@@ -290,6 +287,31 @@ def test_no_pickle_is_opened(alone: Mesh, tmp_path: Path) -> None:
     assert mark.exists()
 
 
+def test_a_checkpoint_of_someone_else_runs_nothing(alone: Mesh, tmp_path: Path) -> None:
+    """With a COMMIT that vouches for a pickle in place of a chunk: it is whole, and opened by nobody."""
+    found = store.verified(Place.at(save(tmp_path, 5)))
+    mark, folder = tmp_path / "opened", Path(found.folder.url)
+    bait = pickle.dumps(Opened(mark), protocol=2)
+    (chunks,) = folder.glob("*.distcp")
+    chunks.write_bytes(bait)
+    contents = json.loads((folder / CONTENTS).read_text())
+    for entry in contents["tensors"].values():
+        entry["chunks"] = [[*chunk[:3], 0, len(bait)] for chunk in entry["chunks"]]
+    (folder / CONTENTS).write_text(json.dumps(contents))
+    files = tuple(
+        FileRecord(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in (chunks, folder / CONTENTS)
+    )
+    (folder / COMMIT).write_bytes(replace(found.commit, files=files).to_json())
+    again, passed = store.find(tmp_path)
+    assert passed == []
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        store.load(again, empty(fragments()))
+    assert not mark.exists()
+    pickle.loads(bait)  # it would have
+    assert mark.exists()
+
+
 # ---- resolve and prune ----------------------------------------------------------------------------------------------
 
 
@@ -297,12 +319,12 @@ def test_a_checkpoint_by_any_of_its_folders(tmp_path: Path, monkeypatch: pytest.
     older, newer = pretend(tmp_path, 10), pretend(tmp_path, 20, 2)
     pretend(tmp_path, 20, 3, committed=False)
     pretend(tmp_path, 30, committed=False)
-    assert store.resolve(tmp_path) == newer
-    assert store.resolve(newer.parent) == newer
-    assert store.resolve(older.parent) == older
-    assert store.resolve(older) == older
+    assert finding.resolve(tmp_path).path == newer
+    assert finding.resolve(newer.parent).path == newer
+    assert finding.resolve(older.parent).path == older
+    assert finding.resolve(older).path == older
     monkeypatch.chdir(older.parent)
-    assert store.resolve(Path()) == Path("g0001")
+    assert finding.resolve(Path()).path == Path("g0001")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +334,7 @@ def test_no_checkpoint(tmp_path: Path, what: str) -> None:
     pretend(tmp_path, 30, committed=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"holds no committed checkpoint, expected a run folder") as caught:
-        store.resolve(tmp_path / what)
+        finding.resolve(tmp_path / what)
     assert "\n" not in str(caught.value)
 
 
@@ -324,11 +346,11 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         pretend(tmp_path, step)
     (tmp_path / "checkpoints" / "latest").write_text("step-00000040/g0001\n")
-    store.prune(tmp_path, 3, 40)
+    prune(tmp_path, 3, 40)
     assert steps(tmp_path) == [20, 30, 40]
-    store.prune(tmp_path, 3, 40)
+    prune(tmp_path, 3, 40)
     assert steps(tmp_path) == [20, 30, 40]
-    store.prune(tmp_path, 1, 40)
+    prune(tmp_path, 1, 40)
     assert steps(tmp_path) == [40]
     assert (tmp_path / "checkpoints" / "latest").exists()
 
@@ -337,14 +359,23 @@ def test_what_an_earlier_start_saved_further_on_stays(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         pretend(tmp_path, step)
     pretend(tmp_path, 15, 2)  # taken up at 10, and only come to 15
-    store.prune(tmp_path, 1, 15)
+    prune(tmp_path, 1, 15)
     assert steps(tmp_path) == [15, 20, 30, 40]
+
+
+def test_an_older_start_takes_nothing_from_a_newer_one(tmp_path: Path) -> None:
+    for step, generation in ((5, 1), (10, 1), (10, 2), (12, 2), (20, 1)):
+        pretend(tmp_path, step, generation)
+    assert prune(tmp_path, 1, 20, generation=1) == [5, 10]
+    left = sorted(path.parent for path in (tmp_path / "checkpoints").glob("*/*/COMMIT"))
+    assert [f"{path.parent.name[-2:]}/{path.name}" for path in left] == ["10/g0002", "12/g0002", "20/g0001"]
+    assert prune(tmp_path, 1, 20, generation=2) == [10, 12]  # 20 counts for the newer one: it may be taken up there
 
 
 def test_an_uncommitted_step_does_not_count_as_kept(tmp_path: Path) -> None:
     for step, committed in ((5, False), (10, True), (20, True), (25, False), (30, True), (35, False)):
         pretend(tmp_path, step, committed=committed)
-    store.prune(tmp_path, 2, 30)
+    prune(tmp_path, 2, 30)
     assert steps(tmp_path) == [20, 25, 30, 35]
 
 
@@ -354,10 +385,10 @@ def test_other_peoples_files_stay(tmp_path: Path) -> None:
     for name in ("step-1", "step-0000000a", "notes"):
         (tmp_path / "checkpoints" / name).mkdir()
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")
-    store.prune(tmp_path, 1, 5)  # nothing is committed up to 5: nothing is removed
+    prune(tmp_path, 1, 5)  # nothing is committed up to 5: nothing is removed
     assert (tmp_path / "checkpoints" / "step-00000010").exists()
     pretend(tmp_path, 20)
-    store.prune(tmp_path, 1, 20)
+    prune(tmp_path, 1, 20)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "notes",
         "step-0000000a",
@@ -417,4 +448,4 @@ def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for word in ("ls", "verify", "prune"):
         code, told = command(capsys, word, str(tmp_path / "nowhere"))
         assert code == 2
-        assert "has no folder checkpoints" in told
+        assert "holds no committed checkpoint" in told

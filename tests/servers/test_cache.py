@@ -371,6 +371,39 @@ def test_a_fault_in_advance_is_left_to_the_reader(server: "FaultyServer", index:
         reader.read(list(ALL))
 
 
+def test_a_lasting_fault_is_not_asked_for_twice_over(server: "FaultyServer", index: ShardIndex, place: Path) -> None:
+    """Whoever waits for a shard that is being fetched in advance hears of the fault that this met."""
+    order = Order(index.samples_per_shard, 0, 1, 2)
+    reader = ShardReader(index, ShardCache(place), partial(order.upcoming, lanes=[0]))
+    first = int(order.samples(np.array([0]))[0])
+    name = index.shards[first // SAMPLES].name
+    server.fail(name, itertools.repeat("status-500"))
+    reader.stands_at(0)
+    until_s = time.monotonic() + 10
+    while not any(asked == name for asked, _, _ in server.asked):
+        assert time.monotonic() < until_s
+        time.sleep(0.005)
+    with pytest.raises(StorageFault, match="status 500"):
+        reader.read([first])
+    assert len([asked for asked, _, _ in server.asked if asked == name]) == len(storage.RETRY_DELAYS_S) + 1
+    server.fail(name, ())
+    assert reader.read([first]) == expected(index, [first])  # and a later reading tries for itself
+
+
+def test_how_much_has_come_is_known(server: "FaultyServer", index: ShardIndex, place: Path) -> None:
+    cache = ShardCache(place)
+    rows = index.shards[:3]
+    assert (cache.come_bytes(rows), cache.holds(rows[0])) == (0, False)
+    assert cache.fetch(index.shard_url(0), rows[0])
+    assert (cache.come_bytes(rows), cache.holds(rows[0])) == (rows[0].bytes, True)
+    with (place / f"{rows[1].sha256}.part").open("wb") as part:
+        os.posix_fallocate(part.fileno(), 0, 2**20)
+        part.write(bytes(2**18))
+        part.flush()
+        # As far as the file system tells what is written from what is reserved.
+        assert cache.come_bytes(rows) - rows[0].bytes in (2**18, 2**20)
+
+
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match=r"data\.cache\.dir"):

@@ -1,6 +1,7 @@
 """Batches over a server that fails are those of a local disk; a fault that lasts stops the run, which then goes on."""
 
 import itertools
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dist_alexnet.config import Batches, Config
+from dist_alexnet.data import cold_start
 from dist_alexnet.data.batch import Batch
 from dist_alexnet.data.loader import Share, evaluation_batches, training_batches
 from dist_alexnet.data.statistics import IMAGENET
@@ -87,6 +89,28 @@ def test_a_lasting_fault_stops_and_the_run_goes_on_where_it_was(
         train()
     server.fail("train-4.tar", [])
     assert_same([*done, *training(index, settings, Share(), STEPS[len(done) :])], whole)
+
+
+def test_the_wait_for_the_first_batch_is_told_of(
+    server: "FaultyServer", index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cold_start, "EVERY_S", 0.05)
+    for shard in range(SHARDS):
+        server.fail(f"train-{shard}.tar", ["late", "late"])
+    lines: list[str] = []
+    batches = Batches(data_ranks=1, micro_batch=BATCH, accumulation=1)
+    settings = config(0, tmp_path / "cache")
+    found = training_batches(index, settings, batches, Share(), STEPS, IMAGENET, pin_memory=False, say=lines.append)
+    assert lines == []
+    ours = [next(found)]
+    told = list(lines)
+    assert told
+    assert all(
+        re.fullmatch(r"fetching shard \d of \d for the first batch into .*, [0-9.]+ MB/s", line) for line in told
+    )
+    ours += found
+    assert lines == told
+    assert_same(ours, training(index, settings, Share()))
 
 
 def test_a_cache_that_cannot_be_made_is_the_users_to_mend(index: ShardIndex, tmp_path: Path) -> None:
