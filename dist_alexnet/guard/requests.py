@@ -33,24 +33,24 @@ MARGIN_S = 30.0  # beside twice the time of a save, before the end of the job's 
 class Requests:
     """Collects requests on this rank and agrees on them. A context: the handlers of signals are the run's within it.
 
-    ends_at_s: when run.max_minutes is over; job_ends_at_s: when the job's time is (both of time.time()).
-    save_every_s: None, or after how long without a save one is due.
+    lasts_s: run.max_minutes; job_ends_at_s: when the job's time is over, of time.time(). save_every_s: None, or after
+    how long without a save one is due. Only the second hangs on the host's clock, which somebody may set.
     """
 
     def __init__(
         self,
         run_folder: Path,
-        ends_at_s: float | None = None,
+        lasts_s: float | None = None,
         job_ends_at_s: float | None = None,
         save_every_s: float | None = None,
     ) -> None:
         self._file = run_folder / STOP_FILE
-        self._ends_at_s, self._job_ends_at_s, self._save_every_s = ends_at_s, job_ends_at_s, save_every_s
-        self._cause, self._looked_at_s = 0, 0.0
+        self._lasts_s, self._job_ends_at_s, self._save_every_s = lasts_s, job_ends_at_s, save_every_s
+        self._began_s = self._saved_at_s = time.monotonic()
+        self._cause, self._looked_at_s = 0, self._began_s
         self._handlers: dict[int, Any] = {}
         self._flags = torch.zeros(2, dtype=torch.int32)  # cause of a stop, whether a save is due
         self._work: dist.Work | None = None
-        self._saved_at_s = time.time()
         self.save_s = 0.0  # how long a save takes, as measured
 
     def __enter__(self) -> "Requests":
@@ -82,7 +82,7 @@ class Requests:
 
     def saved(self) -> None:
         """A save has begun: the next one is due that much later."""
-        self._saved_at_s = time.time()
+        self._saved_at_s = time.monotonic()
         if self._save_every_s is not None:
             self._arrive()
             self._flags[1] = 0
@@ -93,16 +93,16 @@ class Requests:
             self._work = None
 
     def _save_is_due(self) -> bool:
-        return self._save_every_s is not None and time.time() - self._saved_at_s >= self._save_every_s
+        return self._save_every_s is not None and time.monotonic() - self._saved_at_s >= self._save_every_s
 
     def _seen(self) -> int:
         """The cause that this rank knows of, as its number."""
-        now_s = time.time()
+        now_s = time.monotonic()
         if self._cause:
             return self._cause
-        if self._ends_at_s is not None and now_s >= self._ends_at_s:
+        if self._lasts_s is not None and now_s - self._began_s >= self._lasts_s:
             self._cause = CAUSES.index("run.max_minutes")
-        elif self._job_ends_at_s is not None and now_s >= self._job_ends_at_s - MARGIN_S - 2 * self.save_s:
+        elif self._job_ends_at_s is not None and time.time() >= self._job_ends_at_s - MARGIN_S - 2 * self.save_s:
             self._cause = CAUSES.index("the end of the job's time")
         elif dist.get_rank() == 0 and now_s - self._looked_at_s >= LOOK_S:
             self._looked_at_s = now_s

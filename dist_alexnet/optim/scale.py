@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from dist_alexnet.errors import DivergedError
-
 START = 65536.0  # this and the next two: the constants of torch's GradScaler
 GROWTH_STEPS = 2000
 FACTOR = 2.0
-SMALLEST = 2.0**-14  # below it no fp16 number is in danger: what is not finite then is no fault of the scale
+SMALLEST = 2.0**-14  # below it no fp16 number is in danger
 
 
 class LossScale:
@@ -16,18 +14,15 @@ class LossScale:
     def __init__(self) -> None:
         self.scale, self.good_steps, self.dropped_steps = START, 0, 0
 
-    def settle(self, dropped: bool) -> None:
-        """Note how a step went: half the scale after one that was dropped, twice after 2000 good ones.
+    @property
+    def is_smallest(self) -> bool:
+        """Whether it can fall no further: a gradient that is not finite then is no fault of the scale."""
+        return self.scale <= SMALLEST
 
-        Raises DivergedError where the scale has become too small to be the cause.
-        """
+    def settle(self, dropped: bool) -> None:
+        """Note how a step went: half the scale after one that was dropped, twice after 2000 good ones."""
         if dropped:
             self.scale, self.good_steps, self.dropped_steps = self.scale / FACTOR, 0, self.dropped_steps + 1
-            if self.scale < SMALLEST:
-                raise DivergedError(
-                    f"the gradient is not finite at a loss scale of {self.scale * FACTOR:g} either, expected fp16 to "
-                    "do with that: start another run (run.name) with a lower optimizer.lr"
-                )
             return
         self.good_steps += 1
         if self.good_steps == GROWTH_STEPS:

@@ -87,13 +87,19 @@ def live_lines(path: Path, started: Mapping[int, Start]) -> list[dict[str, Any]]
     They are the newest start's, those of the start it stands on up to the step where it took over, and so on back.
     Steps that a start did beyond that were done again, or were never part of the run. Records without a step count.
     """
+    last_step = last_steps(started)
+    return [record for record in read_lines(path) if _counts(record, last_step)]
+
+
+def last_steps(started: Mapping[int, Start]) -> dict[int, float]:
+    """generation -> the last of its steps that counts, for those that the newest start stands on, and itself."""
     last_step: dict[int, float] = {}
     generation = max(started, default=None)
     limit: float = math.inf
     while generation is not None and generation in started and generation not in last_step:
         last_step[generation] = limit
         limit, generation = started[generation].step, started[generation].stands_on
-    return [record for record in read_lines(path) if _counts(record, last_step)]
+    return last_step
 
 
 def _counts(record: Mapping[str, Any], last_step: Mapping[int, float]) -> bool:

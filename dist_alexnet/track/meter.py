@@ -1,6 +1,5 @@
 """Sums of what the network says of its batches, kept on the device until somebody asks."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,28 +32,30 @@ class Meter:
     def __init__(self, device: torch.device, data_group: dist.ProcessGroup, batch_size: int) -> None:
         self.agreed = Agreed()
         self._group, self._batch_size = data_group, batch_size
-        self._pending = torch.zeros(4, dtype=torch.float64, device=device)
-        self._pending_steps = 0
+        # The four sums of the steps that count, and the images of those that were left out.
+        self._pending = torch.zeros(5, dtype=torch.float64, device=device)
+        self._pending_steps = self._left_out_steps = 0
 
-    def add(self, sums: Tensor) -> None:
-        """One micro-batch's `batch_sums`."""
-        self._pending += sums
-
-    def step_done(self) -> None:
-        self._pending_steps += 1
+    def add(self, sums: Tensor, counts: bool = True) -> None:
+        """One step's `batch_sums`. Of a step that was left out only its bad pictures count."""
+        if counts:
+            self._pending[:4] += sums
+            self._pending_steps += 1
+        else:
+            self._pending[4] += sums[3]
+            self._left_out_steps += 1
 
     def agree(self) -> int:
         """Add what is pending, over all ranks; returns how many of its pictures were bad."""
         if dist.get_world_size(self._group) > 1:
             dist.all_reduce(self._pending, group=self._group)
-        loss, top1, top5, images = self._pending.tolist()
-        bad = self._pending_steps * self._batch_size - round(images) if math.isfinite(images) else 0
+        loss, top1, top5, images, left_out = self._pending.tolist()
+        bad: int = (self._pending_steps + self._left_out_steps) * self._batch_size - round(images + left_out)
         agreed = self.agreed
         agreed.loss, agreed.top1, agreed.top5 = agreed.loss + loss, agreed.top1 + top1, agreed.top5 + top5
         agreed.images, agreed.steps = agreed.images + images, agreed.steps + self._pending_steps
         agreed.bad_samples += bad
-        self._pending.zero_()
-        self._pending_steps = 0
+        self._forget()
         return bad
 
     def values(self) -> dict[str, float]:
@@ -75,4 +76,10 @@ class Meter:
         return vars(self.agreed).copy()
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave ({}: the start of a run); what was not agreed on is forgotten."""
         self.agreed = Agreed(**state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pending.zero_()
+        self._pending_steps = self._left_out_steps = 0

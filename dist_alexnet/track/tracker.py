@@ -26,6 +26,12 @@ class Tracker:
             self._wandb.log(step, samples, {"epoch": epoch, **values})
         self._console.metrics(step, epoch, values)
 
+    def go_on(self, metrics: JsonLines | None) -> None:
+        """Lines from here on are of another generation of this start: `metrics` writes them."""
+        if self._metrics is not None:
+            self._metrics.close()
+        self._metrics = metrics
+
     def sync(self) -> None:
         """Put the lines of metrics.jsonl on the disk."""
         if self._metrics is not None:
