@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shards.build import Progress
     from shards.index import ShardIndex
     from shards.sources.source import Source
+    from shards.verify import Finding
 
 shards_app = typer.Typer(help="Shard sets: plain WebDataset tars and their index.")
 build_app = typer.Typer(help="Write tars and an index from pictures.")
@@ -112,15 +113,11 @@ def shards_build_parquet(
     ] = None,
 ) -> None:
     """From parquet files as on the Hugging Face hub: columns image{bytes, path} and label."""
-    import tempfile
-
-    from shards.errors import InputError
     from shards.sources.parquet import ParquetSource
+    from shards.sources.spool import spool_folder
 
-    if spool is not None and not spool.is_dir():
-        raise InputError(f"there is no folder {spool} for --spool: make it, or leave the option out")
     for one in [split] if split else ["train", "val"]:
-        with tempfile.TemporaryDirectory(prefix="shards-", dir=spool) as folder:
+        with spool_folder(spool) as folder:
             source = _resized(ParquetSource(src, folder), resize, square, quality)
             _build(source, [one], to, samples_per_shard, seed, workers)
 
@@ -234,11 +231,11 @@ def shards_verify(
     """Read a whole set: are its tars what the index says, do its pictures decode? Exit code 1 where not."""
     from dist_alexnet.data.check import undecodable
     from shards.index import read_index
-    from shards.indexing import index_tars
     from shards.processes import cores
-    from shards.storage import parent
     from shards.verify import verify
 
+    if repair:
+        _check_repairable(index)
     found = read_index(index)
     findings = verify(found, undecodable, workers or cores(), _progress("shards"))
     for finding in findings:
@@ -246,12 +243,46 @@ def shards_verify(
     bad = {finding.shard for finding in findings}
     typer.echo(f"{found.split}: {len(found.shards) - len(bad)} of {len(found.shards)} shards are right")
     if repair and any(finding.key is None for finding in findings):
-        names = [row.name for row in found.shards]
-        made = index_tars(found.folder, found.split, names, parent(index)[0], _progress("shards"), workers or cores())
-        _say_shard_set(made, parent(index)[0])
+        _repair(found, findings, index, workers or cores())
         findings = [finding for finding in findings if finding.key is not None]
     if findings:
         raise typer.Exit(1)
+
+
+def _check_repairable(index: str) -> None:
+    """InputError before hours are spent on reading."""
+    from shards.errors import InputError
+    from shards.names import INDEX_SUFFIX
+    from shards.storage import check_writable, parent, shown
+
+    if not index.endswith(INDEX_SUFFIX):
+        raise InputError(
+            f"--repair writes the index of a whole set, {shown(index)} names some of its tars: name the index"
+        )
+    check_writable(parent(index)[0])
+
+
+def _repair(found: "ShardIndex", findings: "Sequence[Finding]", index: str, workers: int) -> None:
+    """Index the tars as they are. InputError, and the index as it was, where one is not whole or looks rotten."""
+    from shards.errors import InputError
+    from shards.indexing import index_tars
+    from shards.storage import parent, shown
+
+    changed = {finding.shard for finding in findings if finding.key is None}
+    for finding in findings:
+        if finding.key is not None and finding.shard in changed:
+            raise InputError(
+                f"{finding.shard} has changed, and its picture {finding.key!r} does not decode: bring the right file "
+                "back; or, if it was always so, take the tars as they are with dist-alexnet shards index"
+            )
+    place = parent(index)[0]
+    names = [row.name for row in found.shards]
+    made = index_tars(found.folder, found.split, names, place, _progress("shards"), workers)
+    _say_shard_set(made, place)
+    if made.digest != found.digest:
+        typer.echo(
+            f"the set is another one now: runs that were begun on the one of {shown(index)} do not go on with it"
+        )
 
 
 @shards_app.command("ls")

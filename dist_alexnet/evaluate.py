@@ -9,11 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_alexnet.checkpoint.store import Found, find, load, resolve
+from dist_alexnet.checkpoint.commit import Found
+from dist_alexnet.checkpoint.finding import resolve
+from dist_alexnet.checkpoint.store import find, load
 from dist_alexnet.config import Cache, Config, config_from
 from dist_alexnet.crash import say_on_first_rank
-from dist_alexnet.data.batch import Batch
+from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.loader import Share, evaluation_batches
+from dist_alexnet.data.nvjpeg import missing
 from dist_alexnet.data.statistics import Statistics, mean_pixels, statistics_for, used_digest
 from dist_alexnet.engine import Fragment, Kind
 from dist_alexnet.environment import read_world
@@ -43,13 +46,15 @@ class Evaluation:
     images: int
     bad_images: int
     keys_digest: str  # hex; the sum of the keys' digests, equal to the index's
+    faults: tuple[Fault, ...] = ()  # the bad images; `position` is the number in the index
 
     def as_dict(self) -> dict[str, Any]:
+        """The figures and the bad images, as plain values."""
         return asdict(self)
 
 
-def evaluate_checkpoint(checkpoint: Path, shards: str) -> Evaluation:
-    """Evaluate the weights of a checkpoint (a step folder, or a run folder) on a set of shards, over all ranks."""
+def evaluate_checkpoint(checkpoint: str | Path, shards: str) -> Evaluation:
+    """Evaluate the weights of a checkpoint (path or URL of a step or a run) on a set of shards, over all ranks."""
     world = read_world()
     with distributed(world) as device:
         together(lambda: resolve(checkpoint))
@@ -87,7 +92,8 @@ def declared(found: Found) -> tuple[Config, Spec]:
             f"checkpoint {found.folder} does not say of which network it is: another version wrote it"
         )
     config = config_from(state["config"], str(found.folder))
-    data = config.data.model_copy(update={"decoder": "auto"})  # as this host has it: the pixels are the same
+    # As this host's CPU has it: the pixels are the same, or nearly, where the run decoded by nvJPEG.
+    data = config.data.model_copy(update={"decoder": "auto"})
     return config.model_copy(update={"data": data}), spec_from(state["network"], str(found.folder))
 
 
@@ -137,19 +143,24 @@ def evaluate(
     digest of the keys against the index.
     """
     place = mesh.place
+    names_seen = place.column == 0 or config.data.share_decoding  # else columns of a replica load the same images
+    faults: list[Fault] = []
     mean_3SS = torch.from_numpy(mean_pixels(config.data, statistics)).to(device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, decoded: of the model group
     seen = torch.zeros(2, dtype=torch.int64)  # images and the sum of their keys' digests: what this rank loaded
-    for batch in evaluation_batches(index, config, share_of(config, mesh), pin_memory=device.type == "cuda"):
+    batches = together(  # a node may be unable to make its cache
+        lambda: evaluation_batches(index, config, share_of(config, mesh), pin_memory=device.type == "cuda")
+    )
+    for batch in batches:
         here = whole_on(batch, config, mesh, device)
         loss_B, ahead_B, weight_B = forward(here.inputs(mean_3SS), here.label_b, here.weight_b, here.position_b)
         sums += batch_sums(loss_B, ahead_B, weight_B)
-        seen += torch.tensor([len(batch.keys), _signed(sum(map(key_digest, batch.keys)))])
+        if names_seen:
+            seen += torch.tensor([len(batch.keys), _signed(sum(map(key_digest, batch.keys)))])
+            faults += batch.faults
         after_each()
     if place.model_rank > 0:
         sums.zero_()  # every rank of a model group has the same sums
-    if place.column > 0 and not config.data.share_decoding:
-        seen.zero_()  # columns of a replica loaded the same images
     dist.all_reduce(sums)
     dist.all_reduce(seen)
     loss, top1, top5, decoded = sums.tolist()
@@ -166,13 +177,30 @@ def evaluate(
         images=images,
         bad_images=images - round(decoded),
         keys_digest=f"{digest:016x}",
+        faults=_of_all_ranks(faults) if round(decoded) < images else (),
     )
+
+
+def _of_all_ranks(faults: list[Fault]) -> tuple[Fault, ...]:
+    found = [fault for part in on_every_rank(lambda: faults) for fault in part]
+    return tuple(sorted(found, key=lambda fault: fault.position))
 
 
 def _signed(word: int) -> int:
     """A sum modulo 2**64 as the int64 with its bits: sums of int64 wrap around, so they stay sums modulo 2**64."""
     word %= 2**64
     return word - 2**64 if word >= 2**63 else word
+
+
+def agreed_decoder(config: Config, device: torch.device) -> Config:
+    """The config as the ranks can decode: where one of them has no nvJPEG none uses it. Says so. All ranks call it."""
+    if config.data.decoder != "nvjpeg":
+        return config
+    whys = [why for why in on_every_rank(lambda: missing(device)) if why]
+    if not whys:
+        return config
+    say_on_first_rank(f"data.decoder is nvjpeg, but {whys[0]}: all ranks decode on the CPU, as with auto")
+    return config.model_copy(update={"data": config.data.model_copy(update={"decoder": "auto"})})
 
 
 def agreed_arithmetic(config: Config, device: torch.device) -> Arithmetic:

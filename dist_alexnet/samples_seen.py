@@ -1,6 +1,7 @@
 """What a run writes down of its samples: the keys of every step where asked for, and each picture that failed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -33,10 +34,28 @@ class SamplesSeen:
                 {"step": step, "positions": positions, "keys": [key for batch in batches for key in batch.keys]}
             )
 
+    def close(self) -> None:
+        """Give the file of keys back; faults that were not written yet are forgotten."""
+        if self._keys is not None:
+            self._keys.close()
+
     def sync(self) -> None:
         """Lines that belong to a checkpoint are on disk before it counts."""
         if self._keys is not None:
             self._keys.sync()
+
+    def write_evaluated(self, step: int, split: str, faults: Sequence[Fault]) -> None:
+        """Write what failed in an evaluation, the same on all ranks, to the ledger: such lines have a `split`."""
+        self._to_ledger([{"step": step, "split": split, **vars(fault)} for fault in faults])
+
+    def _to_ledger(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        if dist.get_rank() > 0 or not lines:
+            return
+        ledger = JsonLines(self._folder / "ledger.jsonl", self._generation)
+        for line in lines:
+            ledger.append(line)
+        ledger.sync()
+        ledger.close()
 
     def write_faults(self, step: int, total_bad: int) -> None:
         """Write all ranks' faults since the last call to the ledger; all ranks call it.
@@ -47,12 +66,7 @@ class SamplesSeen:
             (fault.position, at, fault) for part in on_every_rank(lambda: self._faults) for at, fault in part
         )
         self._faults = []
-        if dist.get_rank() == 0:
-            ledger = JsonLines(self._folder / "ledger.jsonl", self._generation)
-            for _, at, fault in found:
-                ledger.append({"step": at, **vars(fault)})
-            ledger.sync()
-            ledger.close()
+        self._to_ledger([{"step": at, **vars(fault)} for _, at, fault in found])
         seen, limit = step * self._config.data.batch_size, self._config.data.bad_samples.max_fraction
         # Of one epoch at least: a single picture early on is no sign of a bad set.
         if total_bad > limit * max(seen, self._set_size):

@@ -44,7 +44,7 @@ class Batch:
         """On the device. To a GPU the copy is made beside what it computes: the step before is not over by then."""
         if device.type != "cuda":
             return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
-        beside = _copying(device)
+        beside = beside_stream(device)
         main = torch.cuda.current_stream(device)
         with torch.cuda.stream(beside):
             here = self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
@@ -69,8 +69,8 @@ class Batch:
 
 
 @cache
-def _copying(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all copies to a GPU: memory is kept apart by stream, so more of them would hold more of it."""
+def beside_stream(device: torch.device) -> torch.cuda.Stream:
+    """On which pictures come to a GPU. One for all: memory is kept apart by stream, so more would hold more of it."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

@@ -2,13 +2,15 @@
 
 Three decoders give the same pixels, so which of them a host has changes the speed of a run and nothing else: Pillow,
 which knows every kind of picture; simplejpeg, a package; region, compiled by setup, which decodes little more than the
-crop. The latter two leave whatever is not a plain sound JPEG to Pillow, which alone says what is a fault.
+crop. The latter two leave whatever is not a plain sound JPEG to Pillow, which alone says what is a fault. A fourth,
+nvjpeg, works on the GPU and gives other pixels: data/nvjpeg.py, which leaves to Pillow what the others leave to it.
 """
 
 import ctypes
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Literal
 
@@ -23,7 +25,7 @@ from dist_alexnet.errors import ConfigError
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 MAX_PIXELS = 2**26  # of a picture that is not left to Pillow, which warns of larger ones and refuses the largest
 
-Decoder = Literal["pillow", "simplejpeg", "region"]
+Decoder = Literal["pillow", "simplejpeg", "region", "nvjpeg"]
 Fast = Callable[[bytes, BoxOf, np.ndarray], bool]  # the crop to the array; False, and nothing written: ask Pillow
 
 # What is missing where one is not there.
@@ -38,15 +40,23 @@ class DecodeFault(Exception):
     """The bytes are not a picture that can be decoded."""
 
 
-def decoder_identity() -> str:
+def decoder_identity(decoder: Literal["auto"] | Decoder = "auto") -> str:
     """Names what the pixels are: part of a run's identity. Decoders that give the same have the same name."""
     library = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
-    return f"pillow/{library}/bilinear"
+    return f"{'nvjpeg+' if decoder == 'nvjpeg' else ''}pillow/{library}/bilinear"
+
+
+def libraries() -> dict[str, str | None]:
+    """Versions of the libraries behind Pillow's JPEG decoder, for a run's record."""
+    return {"libjpeg": features.version("jpg"), "libjpeg-turbo": features.version("libjpeg_turbo")}
 
 
 def decoder_here(wanted: Literal["auto"] | Decoder) -> Decoder:
-    """The decoder that `data.decoder` means on this host; auto: the fastest. ConfigError where it is not there."""
-    if wanted == "pillow":
+    """The decoder that `data.decoder` means on this host; auto: the fastest. ConfigError where it is not there.
+
+    nvjpeg is not looked for here: all ranks of a run agree on it.
+    """
+    if wanted == "pillow" or wanted == "nvjpeg":
         return wanted
     if wanted != "auto":
         if _fast(wanted) is None:
@@ -70,7 +80,7 @@ def decode_crop(
 
     box_of: (width, height) of the stored picture -> the box to cut. A box of image_size on whole pixels is cut without
     resampling; any other is resampled once, from the box to the crop (bilinear with antialias). Grey, CMYK and palette
-    pictures become RGB. Raises DecodeFault, and `out` is as it was.
+    pictures become RGB. With nvjpeg, Pillow decodes: what the GPU leaves. Raises DecodeFault, and `out` is as it was.
     """
     crop = np.empty((3, image_size, image_size), dtype=np.uint8) if out is None else out
     fast = _fast(decoder_here(decoder))
@@ -79,23 +89,45 @@ def decode_crop(
     return crop
 
 
+def head_of(picture: bytes) -> tuple[int, int, bool]:
+    """(width, height, plain) without decoding. Raises DecodeFault, where `decode_crop` does so with the same words.
+
+    plain: by its head and its end, a sound JPEG, grey or YCbCr.
+    """
+    with _faults_named(), Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+        plain = (
+            image.format == "JPEG"
+            and image.mode in ("L", "RGB")
+            and image.info.get("adobe_transform") != 0  # stored as RGB
+            and image.width * image.height <= MAX_PIXELS
+            and picture.rstrip(b"\0").endswith(b"\xff\xd9")  # else it may be cut short
+        )
+        return image.width, image.height, plain
+
+
 def _by_pillow(picture: bytes, box_of: BoxOf, image_size: int) -> np.ndarray:
+    with _faults_named(), Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+        pixels = image.convert("RGB")
+        box = box_of(pixels.width, pixels.height)
+        x, y = int(box[0]), int(box[1])
+        if box == (x, y, x + image_size, y + image_size):
+            crop = pixels.crop((x, y, x + image_size, y + image_size))
+        else:
+            crop = _resampled(pixels, box, image_size)
+    return np.asarray(crop).transpose(2, 0, 1)
+
+
+@contextmanager
+def _faults_named() -> Iterator[None]:
+    """What Pillow raises inside, as a DecodeFault."""
     try:
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
-            pixels = image.convert("RGB")
-            box = box_of(pixels.width, pixels.height)
-            x, y = int(box[0]), int(box[1])
-            if box == (x, y, x + image_size, y + image_size):
-                crop = pixels.crop((x, y, x + image_size, y + image_size))
-            else:
-                crop = _resampled(pixels, box, image_size)
+        yield
     except UnidentifiedImageError as error:  # its own words hold a memory address, another in every process
         raise DecodeFault(f"UnidentifiedImageError: none of {', '.join(FORMATS)}") from error
     except MemoryError:  # the machine's lack, not the picture's
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise DecodeFault(f"{type(error).__name__}: {error}") from error
-    return np.asarray(crop).transpose(2, 0, 1)
 
 
 def _resampled(image: Image.Image, box: Box, size: int) -> Image.Image:
@@ -155,21 +187,26 @@ def _cut(pixels: np.ndarray, box_of: BoxOf, resample: ctypes.CDLL | None, out: n
 
 def _is_pillows_equal(decode: Fast) -> bool:
     """Whether a decoder gives Pillow's pixels here: some Pillow may be built on another library."""
+    for picture, box, expected in small_jpegs():
+        crop = np.zeros(expected.shape, dtype=np.uint8)  # in the order of its dims, which `expected` is not
+        done = decode(picture, partial(same_box, box), crop)
+        # By one where two compilers round a weight in its 22nd bit.
+        if not done or np.abs(crop.astype(int) - expected).max() > 1:
+            return False
+    return True
+
+
+def small_jpegs() -> Iterator[tuple[bytes, Box, np.ndarray]]:
+    """On which a decoder is compared with Pillow: (file, box, Pillow's crop, uint8 (3, 32, 32))."""
     y, x = np.mgrid[0:61, 0:83]
     shapes = np.stack([127 + 120 * np.sin(x / 5 + k) * np.cos(y / (3 + k)) for k in range(3)], axis=2)
     for subsampling in (0, 1, 2):
         buffer = io.BytesIO()
         Image.fromarray(shapes.astype(np.uint8)).save(buffer, "JPEG", quality=90, subsampling=subsampling)
         for box in ((3.25, 5.5, 60.0, 59.75), (20.0, 9.0, 52.0, 41.0)):
-            crop = np.zeros((3, 32, 32), dtype=np.uint8)
-            done = decode(buffer.getvalue(), partial(_the_same, box), crop)
-            expected = _by_pillow(buffer.getvalue(), partial(_the_same, box), 32)
-            # By one where two compilers round a weight in its 22nd bit.
-            if not done or np.abs(crop.astype(int) - expected).max() > 1:
-                return False
-    return True
+            yield buffer.getvalue(), box, _by_pillow(buffer.getvalue(), partial(same_box, box), 32)
 
 
-def _the_same(box: Box, width: int, height: int) -> Box:
+def same_box(box: Box, width: int, height: int) -> Box:
     """A box_of that does not look at the size."""
     return box

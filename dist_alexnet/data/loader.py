@@ -7,8 +7,8 @@ the number of workers changes nothing but speed.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import forkserver
@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dist_alexnet.config import Batches, Config, Data
 from dist_alexnet.data.batch import Batch, Fault
+from dist_alexnet.data.cold_start import Say, said
 from dist_alexnet.data.colour import ColourNoise, colour_noise
 from dist_alexnet.data.decode import DecodeFault, decode_crop
+from dist_alexnet.data.nvjpeg import Files, Picture, decoded_here, joined, picture_of
 from dist_alexnet.data.statistics import Statistics
 from dist_alexnet.data.view import Views, centre_views, training_views
 from shards.cache import ShardCache
@@ -31,6 +33,7 @@ from shards.index import ShardIndex
 from shards.order import Order, batch_positions, evaluation_positions, part, upcoming_in_index_order
 from shards.processes import end_with
 from shards.reader import ShardReader
+from shards.storage import local_path, shown
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -69,7 +72,7 @@ class TrainingSet(Dataset[Batch]):
     seed: int
     noise: ColourNoise | None
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch | StorageFault:
+    def __getitems__(self, positions: Sequence[int]) -> Batch | Files | StorageFault:
         where = np.asarray(positions, dtype=np.int64)
         self.reader.stands_at(int(where.min()))
         views = training_views(where, self.seed, self.data, self.noise)
@@ -83,7 +86,7 @@ class EvaluationSet(Dataset[Batch]):
     reader: ShardReader
     data: Data
 
-    def __getitems__(self, ids: Sequence[int]) -> Batch | StorageFault:
+    def __getitems__(self, ids: Sequence[int]) -> Batch | Files | StorageFault:
         where = np.asarray(ids, dtype=np.int64)
         if (where >= 0).any():
             self.reader.stands_at(int(where[where >= 0].min()))
@@ -105,32 +108,48 @@ def training_batches(
     config: Config,
     batches: Batches,
     share: Share,
-    steps: range,
+    steps: Iterable[int],
     statistics: Statistics,
     pin_memory: bool,
-) -> Iterator[Batch]:
-    """This rank's micro-batches of the given steps, `batches.accumulation` a step. Raises StorageFault.
+    say: Say | None = None,
+) -> Generator[Batch, None, None]:
+    """This rank's micro-batches of the given global batches, `batches.accumulation` of each. Raises StorageFault.
 
-    statistics: of the colour noise (data.augment.colour).
+    statistics: of the colour noise (data.augment.colour). say: is told now and then, from another thread, how far the
+    shards of the first batch have come into the cache. `close` on what is returned ends its workers.
     """
     data = config.data
     order = Order(index.samples_per_shard, config.run.seed, data.lane_count, data.window_shards)
-
-    def positions() -> Iterator[np.ndarray]:
-        for step in steps:
-            whole = batch_positions(step, data.batch_size, data.lane_count)
-            own = part(whole, share.data_rank, share.data_ranks)
-            for micro in range(batches.accumulation):
-                yield share.of_group(part(own, micro, batches.accumulation))
-
+    positions = partial(_positions, data, batches, share)
     noise = colour_noise(data.augment.colour, statistics, len(index))
     # Every step reads the same lanes, and these are all that this rank's node has to fetch.
-    own = part(batch_positions(0, data.batch_size, data.lane_count), share.data_rank, share.data_ranks)
-    micros = [share.of_group(part(own, micro, batches.accumulation)) for micro in range(batches.accumulation)]
-    lanes = np.unique(np.concatenate(micros) % data.lane_count).tolist()
-    reader = ShardReader(index, _cache(data), partial(order.upcoming, lanes=lanes))
+    lanes = np.unique(np.concatenate(list(positions([0]))) % data.lane_count).tolist()
+    cache = _cache(data)
+    reader = ShardReader(index, cache, partial(order.upcoming, lanes=lanes))
     dataset = TrainingSet(reader, order, data, config.run.seed, noise)
-    return _batches(dataset, Lists(positions), data.workers, pin_memory)
+    found = _batches(dataset, Lists(partial(positions, steps)), data.workers, pin_memory)
+    first = next(positions(steps), None)
+    if say is None or cache is None or first is None or local_path(index.folder) is not None:
+        return found
+    shards = np.unique(index.samples["shard"][order.samples(first)])
+    return _first_said(found, said(cache, [index.shards[shard] for shard in shards.tolist()], say))
+
+
+def shards_read(index: ShardIndex, config: Config, batches: Batches, share: Share, step: int) -> list[str]:
+    """The shards that this rank reads for one global batch, as their URLs may stand in a log."""
+    data = config.data
+    order = Order(index.samples_per_shard, config.run.seed, data.lane_count, data.window_shards)
+    ids = order.samples(np.concatenate(list(_positions(data, batches, share, [step]))))
+    return [shown(index.shard_url(shard)) for shard in np.unique(index.samples["shard"][ids]).tolist()]
+
+
+def _positions(data: Data, batches: Batches, share: Share, steps: Iterable[int]) -> Iterator[np.ndarray]:
+    """On the endless line, of each micro-batch."""
+    for step in steps:
+        whole = batch_positions(int(step), data.batch_size, data.lane_count)
+        own = part(whole, share.data_rank, share.data_ranks)
+        for micro in range(batches.accumulation):
+            yield share.of_group(part(own, micro, batches.accumulation))
 
 
 def evaluation_batches(index: ShardIndex, config: Config, share: Share, pin_memory: bool) -> Iterator[Batch]:
@@ -147,12 +166,23 @@ def evaluation_batches(index: ShardIndex, config: Config, share: Share, pin_memo
     return _batches(dataset, Lists(ids), config.data.workers, pin_memory)
 
 
+def _first_said(
+    batches: Generator[Batch, None, None], said: AbstractContextManager[None]
+) -> Generator[Batch, None, None]:
+    """The same batches, the first of them inside `said`."""
+    with closing(batches):
+        with said:
+            first = next(batches)
+        yield first
+        yield from batches
+
+
 def _cache(data: Data) -> ShardCache | None:
     """The node's cache. Raises InputError where its folder cannot be made or written."""
     return None if data.cache.dir is None else ShardCache(Path(data.cache.dir).expanduser(), data.cache.max_bytes)
 
 
-def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bool) -> Generator[Batch, None, None]:
     context = None
     if workers:
         # Workers come from a clean server process: a fork of this one would carry its threads and its GPU along.
@@ -172,7 +202,7 @@ def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bo
     for batch in loader:
         if isinstance(batch, StorageFault):
             raise batch
-        yield batch
+        yield decoded_here(batch) if isinstance(batch, Files) else batch
 
 
 def _as_is(batch: Any) -> Any:
@@ -204,24 +234,31 @@ def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
 
 def _loaded(
     reader: ShardReader, ids: np.ndarray, positions: np.ndarray, views: Views, data: Data
-) -> Batch | StorageFault:
-    """Read and decode. A storage fault is handed over, so that the rank itself can say it in one sentence."""
+) -> Batch | Files | StorageFault:
+    """Read and decode, unless the GPU does. A storage fault is handed over: the rank itself says it in one sentence."""
     real = np.flatnonzero(ids >= 0)
     try:
         samples = reader.read(ids[real])
     except StorageFault as fault:
         return fault
-    pixels = np.zeros((len(ids), 3, data.image_size, data.image_size), dtype=np.uint8)
+    by_gpu = data.decoder == "nvjpeg"
+    side = 0 if by_gpu else data.image_size
+    pixels = np.zeros((len(ids), 3, side, side), dtype=np.uint8)
     labels, weights = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32)
-    faults = []
-    for slot, sample in zip(real, samples, strict=True):
+    faults, pictures, files = [], list[Picture](), list[bytes]()
+    for slot, sample in zip(real.tolist(), samples, strict=True):
         labels[slot] = sample.label
+        box_of = partial(views.box, slot)
         try:
-            decode_crop(sample.jpeg, partial(views.box, int(slot)), data.image_size, data.decoder, out=pixels[slot])
+            if by_gpu:
+                pictures.append(picture_of(slot, sample, box_of))
+                files.append(sample.jpeg)
+            else:
+                decode_crop(sample.jpeg, box_of, data.image_size, data.decoder, out=pixels[slot])
             weights[slot] = 1
         except DecodeFault as fault:
             faults.append(Fault(int(positions[slot]), sample.key, sample.url, str(fault)))
-    return Batch(
+    batch = Batch(
         pixels_b3SS=torch.from_numpy(pixels),
         mirror_b=torch.from_numpy(views.mirror),
         label_b=torch.from_numpy(labels),
@@ -232,3 +269,4 @@ def _loaded(
         keys=tuple(sample.key for sample in samples),
         faults=tuple(faults),
     )
+    return Files(batch, data.image_size, joined(files), tuple(pictures)) if by_gpu else batch
