@@ -12,6 +12,7 @@ from dist_alexnet.track.jsonl import last_steps, read_lines, starts
 from dist_alexnet.track.table import print_table
 
 COLUMNS = ("start", "began", "ended", "hosts", "ranks", "steps", "gained", "lost", "end")
+CAUSE_CHARACTERS = 44  # attempts.jsonl has all of it
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Attempt:
     layout: Mapping[str, int]
     hosts: tuple[str, ...]
     cause: str
-    code: int | None
+    code: int | None  # None: it has written no end, or the same processes went on as the next start
 
 
 def attempts(run_folder: Path) -> list[Attempt]:
@@ -60,7 +61,8 @@ def show(run_folder: Path) -> None:
 def _row(one: Attempt) -> list[str]:
     ranks = math.prod(one.layout.get(axis, 1) for axis in ("data", "replicas", "columns"))
     steps = f"{one.first_step} to {one.reached_step}"
-    end = one.cause if one.code is None else f"{one.cause} ({one.code})"
+    cause = one.cause if len(one.cause) <= CAUSE_CHARACTERS else f"{one.cause[: CAUSE_CHARACTERS - 4]} ..."
+    end = cause if one.code is None else f"{cause} ({one.code})"
     cells = (one.generation, _clock(one.began_s), _clock(one.ended_s), _short(one.hosts), ranks, steps)
     return [*map(str, cells), str(one.gained), str(one.lost), end]
 
@@ -88,7 +90,7 @@ def _attempt(
         layout=start.get("layout", {}),
         hosts=tuple(start.get("hosts", ())),
         cause=str(end["cause"]) if end else silent,
-        code=int(end["code"]) if end else None,
+        code=end["code"] if end else None,  # none, too, where it was rolled back
     )
 
 

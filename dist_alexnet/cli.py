@@ -42,7 +42,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[
-        str, typer.Option(help="auto: go on where the run folder stands; never: only a new run; or a checkpoint's PATH")
+        str, typer.Option(help="auto: go on where the run stands; never: only a new run; or a checkpoint's path or URL")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would run, and stop")] = False,
     local_rank: LocalRank = 0,
@@ -65,7 +65,7 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a step folder, or a run folder: its newest good step")],
+    checkpoint: Annotated[str, typer.Argument(help="path or URL of a step, or of a run: its newest good step")],
     shards: Annotated[str, typer.Option(help="index or pattern of the validation shards", show_default=False)],
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the result to this file")] = None,
     local_rank: LocalRank = 0,
@@ -85,7 +85,7 @@ def evaluate(
 
 @app.command("export")
 def export_(
-    checkpoint: Annotated[Path, typer.Argument(help="a step folder, or a run folder: its newest good step")],
+    checkpoint: Annotated[str, typer.Argument(help="path or URL of a step, or of a run: its newest good step")],
     form: Annotated[str, typer.Option("--format", help="safetensors, torchvision or onnx", show_default=False)],
     to: Annotated[Path, typer.Option("--to", help="the file to make; never overwritten", show_default=False)],
 ) -> None:
@@ -110,6 +110,89 @@ def import_(
 
     for line in import_weights(file, form, network, to):
         typer.echo(line)
+
+
+@app.command()
+def attempts(run_dir: Annotated[Path, typer.Argument(help="run folder", metavar="RUN_DIR")]) -> None:
+    """Every start of a run: when, where, why it ended, and the steps that it gained and lost."""
+    from dist_alexnet.attempts import show
+
+    show(run_dir)
+
+
+@app.command()
+def doctor(
+    config: Config,
+    overrides: Overrides = None,
+    shards: Annotated[int, typer.Option(help="shards of each set to open, spread over it; 0: all", min=0)] = 16,
+    world_size: Annotated[
+        int | None,
+        typer.Option(help="alone: ranks that the run will have; one model group without it", min=1, show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write the findings to this file; -: to stdout instead")
+    ] = None,
+    local_rank: LocalRank = 0,
+) -> None:
+    """Say what would fail, a line a check: alone, or on all ranks under the launcher of the run. Trains nothing."""
+    _check_can_write(json_file)
+    from dist_alexnet.config import load_config
+    from dist_alexnet.doctor.run import doctor as examine
+
+    raise typer.Exit(examine(lambda: load_config(config, overrides or ()), shards, world_size, json_file))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="run folder", metavar="RUN_DIR", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="run folder", metavar="RUN_DIR", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False,
+) -> None:
+    """The first step at which two runs differ in samples, loss or state. Exit code 0 equal, 1 not, 2 cannot compare."""
+    from dist_alexnet.compare import compare as compare_runs
+    from dist_alexnet.compare import show
+
+    found = compare_runs(run_a, run_b)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(found)
+    raise typer.Exit(0 if found.equal else 1)
+
+
+@app.command()
+def drill(
+    config: Config,
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(help="how many faults", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="start of what is drawn: faults, moments, victims")] = 0,
+    ranks: Annotated[int, typer.Option(help="ranks, on this host", min=1)] = 2,
+    to: Annotated[Path, typer.Option("--to", help="folder of the drill; the same again goes on in it")] = Path(
+        "runs/drill"
+    ),
+    only: Annotated[str, typer.Option(help="kinds of faults, with commas; all that can strike without it")] = "",
+    launch: Annotated[
+        str | None,
+        typer.Option(help="command that starts the ranks, up to `train`; torchrun on this host without it"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Run a config unbroken, then under faults until enough have struck. Exit code 0 where nothing is lost, else 1."""
+    from dist_alexnet.drill.story import Asked, Drill, broken_off_by_signals
+
+    kinds = tuple(kind for kind in only.split(",") if kind)
+    asked = Asked(config, tuple(overrides or ()), kills, seed, ranks, to, launch, kinds)
+    drilled = Drill(asked, lambda line: typer.echo(line, err=as_json))
+    try:
+        with broken_off_by_signals():
+            drilled.run()
+    finally:
+        report = drilled.report()
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(), indent=2))
+        else:
+            report.show()
+    raise typer.Exit(0 if report.held and report.whole else 1)
 
 
 @config_app.command("show")

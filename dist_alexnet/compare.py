@@ -5,6 +5,7 @@ Only lines that count are compared (track/jsonl.py), so a run that was killed ma
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,12 +134,23 @@ def _opened(folder: Path) -> dict[int, Start]:
 def _compare(found: Comparison, name: str, a: Mapping[int, Any], b: Mapping[int, Any]) -> None:
     common = sorted(a.keys() & b.keys())
     found.steps[name] = len(common)
-    differing = [step for step in common if a[step] != b[step]]
+    differing = [step for step in common if not _same(a[step], b[step])]
     if differing:
         first = differing[0]
         found.first[name] = Difference(first, *_parts_that_differ(a[first], b[first]))
     if name in METRICS and common:
-        found.largest[name] = max(abs(a[step] - b[step]) / max(abs(a[step]), abs(b[step]), 1e-12) for step in common)
+        found.largest[name] = max(_apart(a[step], b[step]) for step in common)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b or (a != a and b != b))  # NaN is what equals not even itself
+
+
+def _apart(a: float, b: float) -> float:
+    """The relative difference of two numbers; infinite where only one of them is finite."""
+    if _same(a, b):
+        return 0.0
+    return abs(a - b) / max(abs(a), abs(b), 1e-12) if math.isfinite(a - b) else math.inf
 
 
 def _parts_that_differ(a: Any, b: Any) -> tuple[Any, Any]:

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from dist_alexnet.errors import ConfigError, LayoutError
+from shards.errors import InputError
 from shards.order import auto_lanes
+from shards.storage import check_folder
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -133,8 +135,10 @@ class Data(Section):
         "imagenet",
         description="where mean and colour noise come from: imagenet, or URL of a .statistics.json (shards info)",
     )
-    decoder: Literal["auto", "pillow", "simplejpeg", "region"] = Field(
-        "auto", description="what decodes JPEGs, all to the same pixels; auto: the fastest that each host has"
+    decoder: Literal["auto", "pillow", "simplejpeg", "region", "nvjpeg"] = Field(
+        "auto",
+        description="what decodes JPEGs, all to the same pixels but nvjpeg, which is for GPUs; auto: the fastest on a "
+        "host's CPU",
     )
     share_decoding: bool = Field(
         False, description="columns of one replica each decode a part of its pictures, and exchange the pixels"
@@ -346,7 +350,12 @@ class Checkpoint(Section):
     )
     every_epochs: float | None = Field(1.0, description="save at the first step past each multiple", gt=0)
     every_minutes: float | None = Field(None, description="save when the last save is so many minutes old", gt=0)
-    keep: Positive = Field(3, description="how many of the newest checkpoints stay in the run folder")
+    url: str | None = Field(
+        None,
+        description="folder or URL (s3://, gs://, az://) of this run's checkpoints alone, instead of <run folder>/"
+        "checkpoints; credentials come from the environment",
+    )
+    keep: Positive = Field(3, description="how many of the newest checkpoints stay")
     keep_every_steps: Positive | None = Field(None, description="checkpoints of multiples of this stay, too")
     keep_best: bool = Field(True, description="the one with the best top-1 on the validation set is saved, and stays")
     background: bool = Field(
@@ -354,11 +363,50 @@ class Checkpoint(Section):
     )
     max_failures: int = Field(3, description="saves in a row that may fail before the run stops", ge=0)
 
+    @field_validator("url")
+    @classmethod
+    def _lasting_place(cls, url: str | None) -> str | None:
+        try:
+            if url is not None:
+                check_folder(url)
+        except InputError as error:
+            raise ValueError(f"checkpoint.url: {error}") from None
+        return url
+
 
 class Evaluate(Section):
     every_epochs: float | None = Field(1.0, description="evaluate at the first step past each multiple", gt=0)
     every_steps: Positive | None = Field(None, description="evaluate each time this many steps are done")
     batch_size: Positive = Field(256, description="images in one forward of evaluation, over all ranks")
+
+
+class Spike(Section):
+    factor: float | None = Field(
+        None, description="a loss above so many times the median of the last steps is a spike (none: do not look)", gt=1
+    )
+    window_steps: Positive = Field(100, description="how many steps that median is of; before as many none is a spike")
+    action: Literal["stop", "skip", "rollback"] = Field("stop", description="what a spike does; as not_finite")
+
+
+class Divergence(Section):
+    not_finite: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="what a loss or gradient that is not finite does; skip: the step changes nothing; rollback: to the "
+        "last good checkpoint, and what was seen since then is not seen again",
+    )
+    max_skipped_in_a_row: int = Field(3, description="steps in a row that may be skipped before the run stops", ge=0)
+    max_skipped_steps: int = Field(100, description="steps of the whole run that may be, likewise", ge=0)
+    max_rollbacks: int = Field(3, description="rollbacks of the whole run before it stops", ge=0)
+    spike: Spike = Spike()
+
+
+class Guard(Section):
+    hang_s: float | None = Field(
+        300.0,
+        description="seconds without progress after which the run ends and says which rank holds it up (null: never); "
+        "four times as long at the start and while a save is waited for; at least as long as storage is asked again",
+        gt=0,
+    )
 
 
 class Wandb(Section):
@@ -372,6 +420,9 @@ class Wandb(Section):
 class Log(Section):
     every_steps: Positive = Field(20, description="steps between two lines of metrics")
     sample_keys: bool = Field(False, description="write the keys that each rank saw to keys/rank-NNNNN.jsonl")
+    digest_every_steps: Positive | None = Field(
+        None, description="steps between two digests of weights and state in digests.jsonl, the same on every layout"
+    )
     wandb: Wandb = Wandb()
 
 
@@ -389,6 +440,8 @@ class Config(Section):
     )
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
+    divergence: Divergence = Divergence()
+    guard: Guard = Guard()
     log: Log = Log()
 
     @property

@@ -89,11 +89,16 @@ def wandb_mode(wanted: str, environ: Mapping[str, str] = os.environ) -> WandbMod
     return "online" if has_wandb_key(environ) else "offline"
 
 
+def wandb_url(environ: Mapping[str, str] = os.environ) -> str:
+    """Where W&B's service is."""
+    return environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
 def has_wandb_key(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether W&B would find an API key without asking: in WANDB_API_KEY or in the user's netrc file."""
     if environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    host = urlsplit(wandb_url(environ)).hostname or ""
     home = Path(environ.get("HOME") or Path.home())
     files = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
     return any(_netrc_has(file, host) for file in files)
@@ -114,10 +119,41 @@ def job_ends_at_s(environ: Mapping[str, str] = os.environ) -> float | None:
     return float(_integer(environ, "SLURM_JOB_END_TIME")) if environ.get("SLURM_JOB_END_TIME") else None
 
 
+def for_child(extra: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process to start: this one's, and `extra`."""
+    return {**environ, **extra}
+
+
+# Names of variables that change numbers or how ranks talk, for a run's record.
+_RECORDED = re.compile(
+    r"(CUBLAS|CUDA|CUDNN|DNNL|DS|FI|GLOO|HIP|KMP|MKL|NCCL|NVIDIA|OMP|ONEDNN|OPENBLAS|PYTORCH|ROCR|TORCH|UCX|XLA)_"
+    r"|LD_PRELOAD$|PYTHONHASHSEED$"
+)
+_SECRET = re.compile(r"AUTH|CREDENTIAL|KEY|PASS|SECRET|TOKEN", re.IGNORECASE)
+
+
+def recorded_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that may change a run's numbers, by an allow-list of names; none whose name sounds like a secret."""
+    return {
+        name: value for name, value in sorted(environ.items()) if _RECORDED.match(name) and not _SECRET.search(name)
+    }
+
+
 def tell_deepspeed(device_type: str, environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the accelerator to DeepSpeed before it is imported, or it guesses, with a warning a rank on CPUs."""
     if device_type == "cpu":
         environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def torch_extensions_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where torch keeps the operators that it compiles."""
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache"
+    return Path(environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
+
+
+def gpus_hidden(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether somebody chose which GPUs are seen, none of them perhaps."""
+    return "CUDA_VISIBLE_DEVICES" in environ
 
 
 def quiet_wandb(environ: MutableMapping[str, str] = os.environ) -> None:

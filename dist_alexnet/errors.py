@@ -8,6 +8,7 @@ DistAlexnetError
 │   ├── CheckpointError   what was asked to be loaded is not a whole checkpoint
 │   └── WeightsError      weights to import or export do not fit the network or the format
 ├── BadSamplesError       more pictures failed to decode than `data.bad_samples.max_fraction` allows
+├── DrillError            a drill cannot go on: a start did what no fault asked of it
 ├── DivergedError         the loss is no longer finite
 ├── EvaluationError       a validation image was not counted exactly once: the figure is refused
 └── StopRequested         somebody asked the run to stop; it has saved and can be started again
@@ -52,3 +53,7 @@ class StopRequested(DistAlexnetError):
     """Somebody asked the run to stop: it saves, ends, and goes on when it is started again."""
 
     exit_code = 75
+
+
+class DrillError(DistAlexnetError):
+    """A drill cannot go on: a start did what no fault asked of it."""

@@ -72,7 +72,7 @@ class Job:
             "data.resize": data["resize"],
             "data.statistics": used_digest(self.config.data, self.statistics),
             "data.window_shards": data["window_shards"],
-            "decoder": decoder_identity(),
+            "decoder": decoder_identity(self.config.data.decoder),
             **({"network.batch_norm_groups": self.config.batch_norm_parts} if self.network.statistics else {}),
             **{f"network.{key}": config["network"][key] for key in ("num_classes", "width", "dropout")},
             **{f"network.{key}": value for key, value in self.network.as_dict().items()},
@@ -155,12 +155,13 @@ def describe(config: Config) -> str:
     layout, batches = job.layout, job.batches
     val = f"{len(job.val)} images" if job.val is not None else "none"
     unseen = job.total_steps * config.data.batch_size % len(job.train)
+    decoder = decoder_here(config.data.decoder)
     lines = [
         f"run        {config.run_folder}: {job.total_steps} steps of {config.data.batch_size} images; the last epoch "
         + (f"ends after {unseen} of {len(job.train)}" if unseen else "is whole"),
         f"train      {len(job.train)} images in {len(job.train.shards)} shards, {job.train.num_classes} classes",
         f"val        {val}",
-        f"decoder    {decoder_here(config.data.decoder)} on this host",
+        f"decoder    {decoder} " + ("if every rank has it" if decoder == "nvjpeg" else "on this host"),
         f"network    {config.network.name}: {job.network.parameters:,} parameters",
         f"layout     {layout.data} data x {layout.replicas} replicas x {layout.columns} columns, ZeRO stage "
         f"{config.parallel.zero_stage}",

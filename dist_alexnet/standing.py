@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dist_alexnet.checkpoint import store
+from dist_alexnet.checkpoint.commit import Commit, Found
+from dist_alexnet.checkpoint.finding import committed_in, generation_of, root_of, step_of
+from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.config import Config, flattened
 from dist_alexnet.engine import Engine
 from dist_alexnet.environment import is_restart, launch_id
 from dist_alexnet.errors import CheckpointError
+from dist_alexnet.guard.divergence import DivergenceGuard, Fault
 from dist_alexnet.job import Job
+from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.optim.schedules import Plateau
+from dist_alexnet.parallel.agree import on_first_rank
 from dist_alexnet.run_folder import check_identity
-from dist_alexnet.track.jsonl import starts
+from dist_alexnet.track.jsonl import last_steps, starts
 from dist_alexnet.track.meter import Meter
 
 OF_A_RUN = {"best", "engine", "evaluation_pending", "identity", "meter", "plateau", "samples"}
@@ -56,7 +62,17 @@ def resume_now(folder: Path, resume: str) -> str:
     return "auto" if saved or resume == "never" else resume
 
 
-def take_up(config: Config, job: Job, resume: str, engine: Engine, meter: Meter, plateau: Plateau) -> Standing:
+@dataclass(frozen=True)
+class Kept:
+    """What of a run, beside its standing, a checkpoint keeps."""
+
+    engine: Engine
+    meter: Meter
+    plateau: Plateau
+    guard: DivergenceGuard
+
+
+def take_up(config: Config, job: Job, resume: str, kept: Kept) -> Standing:
     """Load the checkpoint that `resume` asks for (auto, never, or a path). All ranks call it.
 
     Raises CheckpointError, RunFolderError where it is another run's, StorageFault where it cannot be read just now.
@@ -68,7 +84,52 @@ def take_up(config: Config, job: Job, resume: str, engine: Engine, meter: Meter,
         if found is None:
             return Standing()
     else:
-        found, passed_over = store.find(Path(resume))
+        found, passed_over = store.find(resume)
+    return _loaded(found, passed_over, config, job, kept)
+
+
+def roll_back(config: Config, job: Job, resume: str, kept: Kept, fault: Fault) -> Standing:
+    """Back to the newest good checkpoint that this run stands on, and past what it has seen since then.
+
+    Where it has none of its own: to the one that it began with (a path in `resume`), or to the start. All ranks call
+    it, between steps, when no save is under way. Raises the errors of `take_up`.
+    """
+    found, passed_over = _newest_stood_on(config.run_folder)
+    if found is not None:
+        standing = _loaded(found, passed_over, config, job, kept)
+    elif resume not in ("auto", "never"):
+        standing = take_up(config, job, resume, kept)
+    else:
+        fresh = ColumnNetwork(job.network, kept.engine.mesh, config.run.seed)
+        kept.engine.start_over(fresh.values_of)
+        kept.meter.restore({})
+        kept.plateau.restore(Plateau(config.schedule).state())
+        kept.guard.restore(None)
+        standing = Standing(receipt=["back to the start: there is no checkpoint yet"])
+    standing.receipt.append(str(kept.guard.rolled_back(fault, standing.step, config.data.batch_size)))
+    return standing
+
+
+def _newest_stood_on(run_folder: Path) -> tuple[Found | None, list[str]]:
+    """As store.newest_good, without what an earlier start has left further on, and nobody stands on."""
+
+    def stood_on() -> list[Place]:
+        last_step = last_steps(starts(run_folder / "attempts.jsonl"))
+        folders = committed_in(root_of(run_folder))
+        return [folder for folder in folders if step_of(folder) <= last_step.get(generation_of(folder), -1)]
+
+    passed: list[str] = []
+    for folder in on_first_rank(stood_on):
+        try:
+            return store.verified(folder), passed
+        except CheckpointError as error:
+            passed.append(str(error))
+    if passed:
+        raise store.none_is_whole(root_of(run_folder), passed)
+    return None, passed
+
+
+def _loaded(found: Found, passed_over: list[str], config: Config, job: Job, kept: Kept) -> Standing:
     commit = found.commit
     if not commit.state.keys() >= OF_A_RUN:
         raise CheckpointError(
@@ -76,27 +137,29 @@ def take_up(config: Config, job: Job, resume: str, engine: Engine, meter: Meter,
             "export it), or another version wrote it"
         )
     check_identity(commit.state["identity"], job.identity, f"checkpoint {found.folder}")
-    with engine.loading():
-        store.load(found, engine.fragments())
-    meter.restore(commit.state["meter"])
-    engine.restore(commit.state["engine"])
-    plateau.restore(commit.state["plateau"])
+    with kept.engine.loading():
+        store.load(found, kept.engine.fragments())
+    kept.meter.restore(commit.state["meter"])
+    kept.engine.restore(commit.state["engine"])
+    kept.plateau.restore(commit.state["plateau"])
+    kept.guard.restore(commit.state.get("divergence"))
     return Standing(
         step=commit.step,
         best=commit.state["best"],
         evaluation_pending=commit.state["evaluation_pending"],
-        stands_on=commit.generation if config.run_folder.resolve() in found.folder.resolve().parents else None,
-        receipt=_receipt(found, passed_over, config, job),
+        stands_on=commit.generation if root_of(config.run_folder).holds(found.folder) else None,
+        receipt=[*_receipt(found, passed_over, config, job), *map(str, kept.guard.skipped)],
     )
 
 
-def to_keep(standing: Standing, config: Config, job: Job, engine: Engine, meter: Meter, plateau: Plateau) -> Any:
+def to_keep(standing: Standing, config: Config, job: Job, kept: Kept) -> Any:
     """What the checkpoint of `standing.step` keeps beside the tensors, as plain values."""
     return {
         "samples": standing.step * config.data.batch_size,
-        "meter": meter.state(),
-        "engine": engine.state(),
-        "plateau": plateau.state(),
+        "meter": kept.meter.state(),
+        "engine": kept.engine.state(),
+        "plateau": kept.plateau.state(),
+        "divergence": kept.guard.state(),
         "best": standing.best,
         "evaluation_pending": standing.evaluation_pending,
         "identity": job.identity,
@@ -106,7 +169,7 @@ def to_keep(standing: Standing, config: Config, job: Job, engine: Engine, meter:
     }
 
 
-def _receipt(found: store.Found, passed_over: list[str], config: Config, job: Job) -> list[str]:
+def _receipt(found: Found, passed_over: list[str], config: Config, job: Job) -> list[str]:
     commit = found.commit
     lines = [f"passed over: {line}" for line in passed_over]
     lines.append(f"resumed from {found.folder}: step {commit.step}, {commit.state['samples']} samples seen")
@@ -117,7 +180,7 @@ def _receipt(found: store.Found, passed_over: list[str], config: Config, job: Jo
     return lines
 
 
-def _changes(commit: store.Commit, layout: dict[str, int], config: Config) -> str:
+def _changes(commit: Commit, layout: dict[str, int], config: Config) -> str:
     """What is another than when the checkpoint was written, of layout and settings."""
     before, now = flattened(commit.state["config"]), flattened(config.model_dump(mode="json"))
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -13,13 +14,18 @@ from dist_alexnet.checkpoint.saver import Saver
 from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.crash import say_error, traceback_in
 from dist_alexnet.data.batch import Batch
-from dist_alexnet.data.loader import training_batches
+from dist_alexnet.data.loader import shards_read, training_batches
 from dist_alexnet.data.statistics import mean_pixels
+from dist_alexnet.digest import Digests
 from dist_alexnet.engine import Engine, LearnedTensor
 from dist_alexnet.environment import job_ends_at_s, prepare_determinism, read_world
-from dist_alexnet.errors import ConfigError, DivergedError, StopRequested
-from dist_alexnet.evaluate import agreed_arithmetic, evaluate, share_of, whole_on
+from dist_alexnet.errors import ConfigError, StopRequested
+from dist_alexnet.evaluate import agreed_arithmetic, agreed_decoder, evaluate, share_of, whole_on
+from dist_alexnet.guard.divergence import DivergenceGuard, Fault, RollbackNeeded
+from dist_alexnet.guard.heartbeat import OF_A_STEP, Heartbeat
 from dist_alexnet.guard.requests import STOP_FILE, Requests
+from dist_alexnet.guard.stragglers import Stragglers
+from dist_alexnet.guard.watchdog import Watchdog
 from dist_alexnet.job import make_job
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.optim.schedules import Plateau
@@ -27,16 +33,18 @@ from dist_alexnet.pace import Pace
 from dist_alexnet.parallel.agree import on_every_rank, on_first_rank, together
 from dist_alexnet.parallel.mesh import make_mesh
 from dist_alexnet.parallel.start import distributed
+from dist_alexnet.record import record_start
 from dist_alexnet.run_folder import (
     Attempt,
     claim,
+    end_if_first,
     first_cause,
     host_name,
     take_generation,
     write_outcome,
 )
 from dist_alexnet.samples_seen import SamplesSeen
-from dist_alexnet.standing import layout_of, resume_now, take_up, to_keep
+from dist_alexnet.standing import Kept, layout_of, resume_now, roll_back, take_up, to_keep
 from dist_alexnet.track.console import open_console
 from dist_alexnet.track.jsonl import JsonLines
 from dist_alexnet.track.meter import Meter, batch_sums
@@ -44,6 +52,7 @@ from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.track.wandb_run import WandbRun, start_wandb
 from shards.errors import InputError
 from shards.index import ShardIndex
+from shards.storage import GIVES_UP_S, local_path
 
 
 def train_together(load: Callable[[], Config], resume: str = "auto") -> None:
@@ -83,9 +92,6 @@ def train(config: Config, resume: str = "auto") -> None:
         _Run(config, device, resume).story()
 
 
-LOWER_RATE = "start another run (run.name) with a lower optimizer.lr; the checkpoints of this one are good"
-
-
 class _Run:
     """One start of a run, on one rank."""
 
@@ -93,40 +99,49 @@ class _Run:
         self.config, self.device, self.resume = config, device, resume
         self.folder: Path = config.run_folder
         self.claimed = False
+        self.generation = 0  # not taken yet
+        self.heart = Heartbeat()
         self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
     def story(self) -> None:
         """From claiming the folder to the last checkpoint."""
         limit_s = None if self.config.run.max_minutes is None else 60 * self.config.run.max_minutes
         every_s = None if self.config.checkpoint.every_minutes is None else 60 * self.config.checkpoint.every_minutes
-        ends_at_s = None if limit_s is None else time.time() + limit_s
-        with Requests(self.folder, ends_at_s, job_ends_at_s(), every_s) as self.requests:
+        self.watchdog = Watchdog(self.heart, self.config.guard.hang_s, host_name(), self._hangs, self._needs)
+        with Requests(self.folder, limit_s, job_ends_at_s(), every_s) as self.requests, self.watchdog:
             self._story()
 
     def _story(self) -> None:
+        self.config = agreed_decoder(self.config, self.device)
         self.job = together(lambda: make_job(self.config, dist.get_world_size()))
+        sets = [index.folder for index in (self.job.train, self.job.val) if index is not None]
+        if any(local_path(folder) is None for folder in sets):
+            self.watchdog.load_s = GIVES_UP_S  # no run is ended whose storage is still being asked again
         self.resume = on_first_rank(lambda: resume_now(self.folder, self.resume))
         on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
         self.claimed = True
+        self.heart.enter("start")
         self.prepare()
+        self.heart.enter("start")
         first = self.take_up()
         if first > 0 and first >= self.job.total_steps and not self.standing.evaluation_pending:
             self._nothing_left(first)
             return
-        self.generation = on_first_rank(lambda: take_generation(self.config))
+        self._take_generation()
         on_first_rank(lambda: (self.folder / STOP_FILE).unlink(missing_ok=True))  # it was for the start before
-        self.attempt = self._start_attempt(first)
         self.saver = Saver(self.folder, self.config.checkpoint)
-        names_faults = self.mesh.place.column == 0 or self.config.data.share_decoding  # else columns load the same
-        self.seen = SamplesSeen(self.config, self.generation, len(self.job.train), names_faults)
+        self.heart.enter("start")
         try:
             self.tracker = self._tracker(first)
             self._train(first)
         except StopRequested as request:
             self.tracker.message(f"stopped on request ({request}) after step {self.standing.step}, which is saved")
-            self._end(f"stopped: {request}", request.exit_code)
+            cause, code = f"stopped: {request}", request.exit_code
+            # Together: Slurm ends what is left of a step of which one task has ended with 75.
+            together(lambda: self._end(cause, code))
             raise
         except BaseException as error:
+            self.watchdog.close()
             mine = f"{type(error).__name__}: {error}"
             cause = first_cause(self.folder, self.generation, mine)
             if cause != mine:  # what this rank has seen is only that another is gone
@@ -134,7 +149,7 @@ class _Run:
             self.saver.close()
             self._end(cause, int(getattr(error, "exit_code", 1)))
             raise
-        self._end("done", 0)
+        together(lambda: self._end("done", 0))
 
     # ---- set up -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +161,9 @@ class _Run:
         self.plateau = Plateau(self.config.schedule)
         self.pace = Pace(self.config, self.job)
         self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
+        self.stragglers = Stragglers(self.heart)
+        self.guard = DivergenceGuard(self.config.divergence)
+        self.kept = Kept(self.engine, self.meter, self.plateau, self.guard)
         self.mean_3SS = torch.from_numpy(mean_pixels(self.config.data, self.job.statistics)).to(self.device)
 
     def _engine(self) -> Engine:
@@ -159,11 +177,13 @@ class _Run:
             for one in job.network.learned
         ]
         carried = [(one, self.module.values_of(one)) for one in job.network.statistics]
-        return Engine(self.module, learned, config, self.mesh, carried)
+        engine = Engine(self.module, learned, config, self.mesh, carried)
+        engine.before_reducing(lambda: self.heart.enter("reduce"))
+        return engine
 
     def take_up(self) -> int:
         """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
-        self.standing = take_up(self.config, self.job, self.resume, self.engine, self.meter, self.plateau)
+        self.standing = take_up(self.config, self.job, self.resume, self.kept)
         return self.standing.step
 
     def _nothing_left(self, step: int) -> None:
@@ -174,16 +194,28 @@ class _Run:
         if dist.get_rank() == 0:
             write_outcome(self.folder, self.standing.stands_on, "done", 0)
 
+    def _take_generation(self) -> None:
+        """Its number, and what is written under it."""
+        self.generation = on_first_rank(lambda: take_generation(self.config))
+        self.watchdog.writes_to(self.folder, self.generation)
+        self.attempt = self._start_attempt(self.standing.step)
+        names_faults = self.mesh.place.column == 0 or self.config.data.share_decoding  # else columns load the same
+        self.seen = SamplesSeen(self.config, self.generation, len(self.job.train), names_faults)
+        self.digests = Digests(self.config, self.generation)
+
+    def _metrics_file(self) -> JsonLines | None:
+        return JsonLines(self.folder / "metrics.jsonl", self.generation) if self.mesh.place.rank == 0 else None
+
     def _start_attempt(self, first: int) -> Attempt | None:
         hosts = on_every_rank(host_name)
         if self.mesh.place.rank > 0:
             return None
         stands_on, layout = self.standing.stands_on, layout_of(self.job)
+        record_start(self.config, self.generation, layout, sorted(set(hosts)), first)
         return Attempt(self.folder, self.generation, first, stands_on, layout, sorted(set(hosts)))
 
     def _tracker(self, first: int) -> Tracker:
         rank = self.mesh.place.rank
-        metrics = JsonLines(self.folder / "metrics.jsonl", self.generation) if rank == 0 else None
         wandb: WandbRun | None = None
         if rank == 0:
             wandb = start_wandb(
@@ -194,7 +226,7 @@ class _Run:
                 generation=self.generation,
                 resumed_step=first,
             )
-        tracker = Tracker(metrics, wandb, open_console(rank, self.job.total_steps, first))
+        tracker = Tracker(self._metrics_file(), wandb, open_console(rank, self.job.total_steps, first))
         for line in self.standing.receipt:
             tracker.message(line)
         return tracker
@@ -204,60 +236,103 @@ class _Run:
     def _train(self, first: int) -> None:
         """Every step, and the last save on disk."""
         try:
-            self._steps(first)
+            while True:
+                try:
+                    self._steps(first)
+                    break
+                except RollbackNeeded as needed:
+                    fault = needed.fault
+                first = self._roll_back(fault)
         except StopRequested:
+            self.heart.enter("save")
             self.saver.finish()
             raise
+        self.heart.enter("save")
         self.saver.finish()
+
+    def _roll_back(self, fault: Fault) -> int:
+        """Take the run back, as a start of its own in the same processes; returns the step at which it goes on."""
+        self.heart.enter("start")
+        self.batches.close()
+        self.saver.wait()
+        standing = roll_back(self.config, self.job, self.resume, self.kept, fault)
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.rolled_back(fault.why, self.standing.step)
+        self.seen.close()
+        self.standing = standing
+        self._take_generation()
+        self.tracker.go_on(self._metrics_file())
+        for line in (f"rolled back: {fault.why}", *standing.receipt):
+            self.tracker.message(line)
+        return standing.step
 
     def _steps(self, first: int) -> None:
         """Train from step `first` to the end. Raises StopRequested once a run that was asked to stop is being saved."""
         total = self.job.total_steps
-        batches = together(  # a node may be unable to make its cache
+        self.batches: Generator[Batch, None, None] = together(  # a node may be unable to make its cache
             lambda: training_batches(
                 self.job.train,
                 self.config,
                 self.job.batches,
                 share_of(self.config, self.mesh),
-                range(first, total),
+                self.guard.data_steps(np.arange(first, total), self.config.data.batch_size),
                 self.job.statistics,
                 self.device.type == "cuda",
+                say=self.tracker.message if self.mesh.place.rank == 0 else None,
             )
         )
-        self.logged_at_s, self.logged_at_step = time.monotonic(), first
+        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), first
         self.saved_step = first if first > 0 else -1
         if self.standing.evaluation_pending:
             self._after(first)
         for step in range(first + 1, total + 1):
-            self._step(step, batches)
-            self.standing.step = step
+            self._step(step, self.batches)
+            self.standing.step, self.heart.under_way = step, True
             self._after(step)
         if total == 0:  # a run of no steps: the initial values, evaluated and saved
             self._after(0)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
-        """One optimizer step: forward and backward of each micro-batch; the engine steps after the last."""
+        """One optimizer step: forward and backward of each micro-batch, then the update."""
         self.engine.set_rates(self.pace.rates(step, self.plateau.drops).of)
-        seen = []
+        seen, sums = [], torch.zeros(4, dtype=torch.float64, device=self.device)
         for _ in range(self.job.batches.accumulation):
+            self.heart.enter("load", step)
             asked_at_s = time.monotonic()
             batch = next(batches)
             self.waited_s += time.monotonic() - asked_at_s
+            self.heart.enter("forward")
             here = whole_on(batch, self.config, self.mesh, self.device)
             loss_B, ahead_B, weight_B = self.engine.forward(
                 here.inputs(self.mean_3SS), here.label_b, here.weight_b, here.position_b
             )
+            self.heart.enter("backward")
             self.engine.backward((loss_B * weight_B).sum())
-            self.meter.add(batch_sums(loss_B.detach(), ahead_B, weight_B))
+            sums += batch_sums(loss_B.detach(), ahead_B, weight_B)
             seen.append(batch)
-        self.module.settle(self.engine.dropped)
-        self.meter.step_done()
-        if self.engine.skipped_steps:  # ZeRO 1-3 drop such a step without a word; ZeRO 0 does not
-            raise DivergedError(f"the gradient of step {step} is not finite: {LOWER_RATE}")
+        self.meter.add(sums, counts=self._update(step))
         self.seen.add(step, seen)
+
+    def _update(self, step: int) -> bool:
+        """The update of a step, or none where something is wrong with it; returns whether nothing was.
+
+        Raises DivergedError, RollbackNeeded.
+        """
+        self.heart.enter("reduce")
+        health = self.engine.health()
+        spoilt = [] if health.is_finite else [(one.layer, one.tensor.name) for one in self.engine.not_finite()]
+        fault = self.guard.fault(step, health.loss, health.is_finite, spoilt)
+        self.heart.enter("step")
+        self.engine.step(health, leave_out=fault is not None)
+        self.module.settle(self.engine.dropped)
+        if fault is not None:
+            self.tracker.message(self.guard.act(fault))
+        return fault is None
 
     def _after(self, step: int) -> None:
         """What is due once `step` steps are done; a request to stop, wherever it is heard of, saves first."""
+        self.heart.enter("log")
         try:
             self._do_what_is_due(step)
             if step < self.job.total_steps:
@@ -272,6 +347,7 @@ class _Run:
         last, best = step == self.job.total_steps, False
         if not self.standing.evaluation_pending and (step % self.config.log.every_steps == 0 or last):
             self._log(step)
+        self.digests.after(step, last, self.engine)
         due = self.pace.evaluation_is_due(step)
         if self.job.val is not None and (last or due):
             self.standing.evaluation_pending = True
@@ -292,7 +368,7 @@ class _Run:
         values = self.meter.values()
         if self.meter.agreed.steps:
             steps, spent_s = step - self.logged_at_step, time.monotonic() - self.logged_at_s
-            values |= self._optimizer_metrics(step)
+            values |= self._optimizer_metrics(step) | self._times(step, steps)
             values["data/wait_s"] = self.waited_s / max(1, steps)
             values["data/bad_samples"] = float(self.meter.agreed.bad_samples)
             values["speed/images_per_s"] = steps * self.config.data.batch_size / spent_s
@@ -303,6 +379,7 @@ class _Run:
     def _evaluate(self, step: int, index: ShardIndex) -> float:
         """Evaluate and log; returns the top-1 accuracy."""
         started_s = time.monotonic()
+        self.heart.enter("evaluate")
         self.engine.train(False)
         try:
             result = evaluate(
@@ -312,20 +389,26 @@ class _Run:
                 self.job.statistics,
                 self.mesh,
                 self.device,
-                after_each=self.requests.look,
+                after_each=self._after_each_batch,
             )
         finally:
             self.engine.train()
         values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
         self._write_metrics(step, {**values, "val/bad_images": float(result.bad_images)})
+        self.seen.write_evaluated(step, index.split, result.faults)
         self.logged_at_s += time.monotonic() - started_s  # no training time
         return result.top1
 
+    def _after_each_batch(self) -> None:
+        self.heart.enter("evaluate")
+        self.requests.look()
+
     def _save(self, step: int) -> None:
         started_s = time.monotonic()
+        self.heart.enter("save")
         self._agree(step)
         if not self.engine.is_finite():
-            raise DivergedError(f"a weight is not finite after step {step}, which is not saved: {LOWER_RATE}")
+            self.guard.act(self.guard.weights_fault(step))
         self.seen.sync()
         self.tracker.sync()
         best = self.standing.best
@@ -336,7 +419,8 @@ class _Run:
             generation=self.generation,
             layout=layout_of(self.job),
             versions=store.versions(),
-            state=to_keep(self.standing, self.config, self.job, self.engine, self.meter, self.plateau),
+            state=to_keep(self.standing, self.config, self.job, self.kept),
+            moved=self.heart.moved,
         )
         self.saved_step = step
         self.requests.saved()
@@ -345,17 +429,13 @@ class _Run:
 
     def _agree(self, step: int) -> None:
         """Bring all ranks' sums together, and write down the pictures that failed."""
-        bad = self.meter.agree()
-        if not math.isfinite(self.meter.agreed.loss):
-            first = self.logged_at_step + 1
-            raise DivergedError(f"the loss is not finite between steps {first} and {step}: {LOWER_RATE}")
-        if bad:
+        if self.meter.agree():
             self.seen.write_faults(step, self.meter.agreed.bad_samples)
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
     def _optimizer_metrics(self, step: int) -> dict[str, float]:
-        """The rate of weights; others only where they are not the network's multiples of it; what fp16 adds."""
+        """The rate of weights; others only where they are not the network's multiples of it; steps left out."""
         rates = self.pace.rates(step, self.plateau.drops)
         values = {"optim/lr": rates.base}
         for one in self.engine.learned:
@@ -364,13 +444,42 @@ class _Run:
                 values[f"optim/lr/{one.layer}.{one.role}"] = rate
         if self.engine.loss_scale is not None:
             values["optim/loss_scale"] = self.engine.loss_scale.scale
-            values["train/dropped_steps"] = float(self.engine.loss_scale.dropped_steps)
+        if self.engine.loss_scale is not None or self.guard.may_skip:
+            scaled = 0 if self.engine.loss_scale is None else self.engine.loss_scale.dropped_steps
+            values["train/dropped_steps"] = float(scaled + self.guard.skipped_steps)
         return values
 
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
         self.tracker.metrics(step, step * self.config.data.batch_size, float(self.pace.epochs(step)), values)
 
+    def _times(self, step: int, steps: int) -> dict[str, float]:
+        """Seconds a step by phase; a rank that is slow is named once, and all ranks' seconds are written down."""
+        values, slow = self.stragglers.measure(steps), self.stragglers.slow
+        if slow is not None:
+            self.tracker.message(slow.sentence(self.watchdog.hosts[slow.rank]))
+            if self.mesh.place.rank == 0:
+                table = JsonLines(self.folder / "logs" / "stragglers.jsonl", self.generation)
+                table.append({"step": step, "phases": OF_A_STEP, "ranks_s": self.stragglers.table_s})
+                table.close()
+        return values
+
+    def _needs(self, step: int) -> str:
+        """What a load of this step waits for: the shards of its samples."""
+        share, data_steps = (
+            share_of(self.config, self.mesh),
+            self.guard.data_steps(np.arange(step - 1, step), self.config.data.batch_size),
+        )
+        urls = shards_read(self.job.train, self.config, self.job.batches, share, int(data_steps[0]))
+        more = f" and {len(urls) - 2} more" if len(urls) > 2 else ""
+        return f"{'shard' if len(urls) == 1 else 'shards'} {', '.join(urls[:2])}{more}"
+
+    def _hangs(self, cause: str) -> None:
+        """What the watchdog's thread calls before it ends this process: one rank writes down why, and says it."""
+        if not self.generation or end_if_first(self.folder, self.generation, cause, self.standing.step):
+            say_error(cause, only_rank_0=False)
+
     def _end(self, cause: str, code: int) -> None:
+        self.watchdog.close()
         if hasattr(self, "tracker"):
             self.tracker.close(code)
         if self.attempt is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dist_alexnet.checkpoint.store import Found, find, load, resolve, save, versions
+from dist_alexnet.checkpoint.commit import Found
+from dist_alexnet.checkpoint.store import find, load, save, versions
 from dist_alexnet.config import Config, config_from
 from dist_alexnet.crash import say_error
 from dist_alexnet.engine import Fragment
@@ -41,8 +42,8 @@ READERS: dict[str, Callable[[Path, str | None], Weights]] = {
 }
 
 
-def export_checkpoint(checkpoint: Path, form: str, to: Path) -> list[str]:
-    """Write the weights of a checkpoint (a step folder, or a run folder) to a file; returns what to say about it.
+def export_checkpoint(checkpoint: str | Path, form: str, to: Path) -> list[str]:
+    """Write the weights of a checkpoint (path or URL of a step or a run) to a file; returns what to say about it.
 
     Raises WeightsError, CheckpointError, ConfigError, LayoutError, or StorageFault.
     """
@@ -50,7 +51,6 @@ def export_checkpoint(checkpoint: Path, form: str, to: Path) -> list[str]:
     world = _alone("export")
     check_free(to)
     with distributed(world):
-        resolve(checkpoint)
         found, passed_over = find(checkpoint)
         for line in passed_over:
             say_error(f"passed over: {line}", only_rank_0=True)
@@ -112,7 +112,7 @@ def write_checkpoint(weights: Weights, config: Config, to: Path) -> None:
             versions=versions(),
             state=state,
         )
-        made.rename(partial)
+        Path(made.url).rename(partial)
 
 
 def _fragments(network: Network, tensors: State) -> Iterator[Fragment]:

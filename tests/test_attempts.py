@@ -80,3 +80,30 @@ def test_the_table(restarted: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["attempts", str(tmp_path)]) == 2
     assert "holds no attempts.jsonl" in capsys.readouterr().err
+
+
+def test_a_start_that_was_rolled_back(restarted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has an end without an exit code: the same processes went on."""
+    lines = [
+        {
+            "generation": 4,
+            "event": "end",
+            "step": 30,
+            "time_s": 1.8e9 + 60,
+            "cause": "rolled back: step 31",
+            "code": None,
+        },
+        {"generation": 5, "event": "start", "step": 20, "from": 2, "time_s": 1.8e9 + 61},
+    ]
+    with (restarted / "attempts.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    rolled_back, newest = attempts(restarted)[-2:]
+    assert (rolled_back.cause, rolled_back.code, rolled_back.gained, rolled_back.lost) == (
+        "rolled back: step 31",
+        None,
+        0,
+        10,
+    )
+    assert newest.first_step == 20
+    assert run(["attempts", str(restarted)]) == 0
+    assert "rolled back: step 31" in capsys.readouterr().out

@@ -184,14 +184,14 @@ def test_evaluate_prints_and_writes_json(
     values = {"loss": 0.25, "top1": 0.96, "top5": 1.0, "images": 1000, "keys_digest": "abc"}
     asked = []
 
-    def evaluate_checkpoint(checkpoint: Path, shards: str) -> SimpleNamespace:
+    def evaluate_checkpoint(checkpoint: str, shards: str) -> SimpleNamespace:
         asked.append((checkpoint, shards))
         return SimpleNamespace(**values, as_dict=lambda: values)
 
     stand_in(monkeypatch, "dist_alexnet.evaluate", evaluate_checkpoint=evaluate_checkpoint)
     out = tmp_path / "result.json"
     assert run(["evaluate", "runs/x", "--shards", "s3://b/val.index.json", "--json", str(out)]) == 0
-    assert asked == [(Path("runs/x"), "s3://b/val.index.json")]
+    assert asked == [("runs/x", "s3://b/val.index.json")]
     assert capsys.readouterr().out == "loss 0.2500  top1 0.9600  top5 1.0000  images 1000  keys abc\n"
     assert json.loads(out.read_text()) == values
     assert list(tmp_path.iterdir()) == [out]

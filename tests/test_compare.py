@@ -86,6 +86,20 @@ def test_another_sample_another_place_or_one_less(tmp_path: Path, keys: list[str
     assert compare(a, b).first["keys"].step == 1
 
 
+def test_a_loss_that_is_not_finite_is_equal_to_itself(tmp_path: Path) -> None:
+    a, b = written(tmp_path / "a"), written(tmp_path / "b")
+    for folder in (a, b):
+        for step, loss in ((4, "nan"), (6, "inf")):
+            add(folder / "metrics.jsonl", 1, step=step, **{"val/loss": loss})
+    found = compare(a, b)
+    assert found.equal
+    assert found.largest["val/loss"] == 0.0
+    edit(b / "metrics.jsonl", 6, {"val/loss": 0.5})
+    found = compare(a, b)
+    assert found.first["val/loss"].step == 6
+    assert found.largest["val/loss"] == float("inf")
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     a, b = written(tmp_path / "a"), written(tmp_path / "b", every_steps=2)
     for path in (b / "keys").iterdir():

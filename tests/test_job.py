@@ -269,6 +269,12 @@ def test_any_decoder_continues_a_run(data: Path) -> None:
     assert "decoder" in auto
 
 
+def test_the_gpus_decoder_is_another_run(data: Path) -> None:
+    auto, nvjpeg = (make_job(config(data, data={"decoder": name}), 1).identity for name in ("auto", "nvjpeg"))
+    assert nvjpeg == auto | {"decoder": f"nvjpeg+{auto['decoder']}"}
+    assert "decoder    nvjpeg if every rank has it\n" in describe(config(data, data={"decoder": "nvjpeg"}))
+
+
 def test_a_decoder_that_is_not_there_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_alexnet.data.decode._fast", lambda decoder: None)
     make_job(config(data), 1)

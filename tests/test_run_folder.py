@@ -1,6 +1,7 @@
 """A run folder belongs to one run, and every start of it has a number of its own."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,23 @@ def test_a_number_is_never_taken_again(tmp_path: Path) -> None:
     (folder / "gone.yaml").touch()
     assert take_generation(config(tmp_path)) == 10001
     assert (folder / "g0041.yaml").read_bytes() == b""
+
+
+def test_a_number_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the start writes under it is synced; were the number itself not, the next start would take it again."""
+    claim(config(tmp_path), IDENTITY, "auto")
+    synced, fsync = set(), os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    take_generation(config(tmp_path))
+    folder = tmp_path / "mine" / "generations"
+    for path in (folder / "g0001.yaml", folder, folder.parent):
+        assert path.stat().st_ino in synced, path
+    assert [path.name for path in folder.iterdir()] == ["g0001.yaml"]
 
 
 def test_threads_that_race_get_numbers_of_their_own(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from dist_alexnet import transfer
 from dist_alexnet.__main__ import run
-from dist_alexnet.checkpoint.store import Found, read_commit
+from dist_alexnet.checkpoint.commit import Found, read_commit
+from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.config import config_from
 from dist_alexnet.network.spec import load_spec
 from dist_alexnet.network.weights.state import Weights
@@ -47,7 +48,7 @@ def checkpoint(folder: Path, preset: str = "alexnet-2012", **pixels: Any) -> tup
 
 
 def of(folder: Path) -> Weights:
-    return transfer.read_checkpoint(Found(folder, read_commit(folder)))
+    return transfer.read_checkpoint(Found(Place.at(folder), read_commit(Place.at(folder))))
 
 
 def evaluated(folder: Path, shards: str, out: Path) -> dict[str, Any]:

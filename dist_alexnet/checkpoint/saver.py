@@ -37,7 +37,7 @@ class Saver:
         self.took_s = 0.0  # the last save, from its copy to its COMMIT
         self._staged: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: BaseException | None = None  # of the last save
         self._failures = 0
         self._news: list[str] = []
 
@@ -48,9 +48,10 @@ class Saver:
         failed.
         """
         self.wait()
-        staged = [self._stage(fragment) for fragment in fragments]
-        if staged and staged[0].values.device != torch.device("cpu"):
-            torch.cuda.synchronize()
+        live = list(fragments)
+        staged = [self._stage(fragment) for fragment in live]
+        if any(fragment.values.device.type == "cuda" for fragment in live):
+            torch.cuda.synchronize()  # the copies are only queued so far, and the thread reads what they bring
         self._thread = threading.Thread(target=self._write, args=(staged, step, spared, facts), daemon=True)
         self._thread.start()
         if not self._settings.background:
@@ -62,20 +63,20 @@ class Saver:
             return
         self._thread.join()
         self._thread = None
-        error, self._error = self._error, None
-        if error is None:
+        if self._error is None:
             self._failures = 0
-        elif not isinstance(error, StorageFault):
-            raise error
+        elif not isinstance(self._error, StorageFault):
+            raise self._error
         else:
             self._failures += 1
             if self._failures > self._max_failures:
-                raise error
+                raise self._error
 
     def finish(self) -> None:
         """The last save must stand: wait for it. Raises StorageFault where it failed."""
-        self._max_failures = 0
         self.wait()
+        if self._error is not None:
+            raise self._error
 
     def news(self) -> list[str]:
         """What has gone wrong since the last call, in sentences."""
@@ -99,7 +100,7 @@ class Saver:
         return replace(fragment, values=held)
 
     def _write(self, staged: list[Fragment], step: int, spared: int | None, facts: dict[str, Any]) -> None:
-        began_s = time.monotonic()
+        began_s, self._error = time.monotonic(), None
         try:
             store.save(self._root, staged, step=step, group=self._group, **facts)
             if dist.get_rank() == 0:

@@ -27,6 +27,7 @@ CAUSES = (
 )
 STOP_FILE = "stop"
 LOOK_S = 1.0  # between two looks at the file
+SAME_S = 2.0  # the same signal once more is the same request: Slurm tells all of a job, and torchrun its ranks again
 MARGIN_S = 30.0  # beside twice the time of a save, before the end of the job's time
 
 
@@ -49,6 +50,7 @@ class Requests:
         self._began_s = self._saved_at_s = time.monotonic()
         self._cause, self._looked_at_s = 0, self._began_s
         self._handlers: dict[int, Any] = {}
+        self._heard = (0, 0.0)  # the first signal, and when
         self._flags = torch.zeros(2, dtype=torch.int32)  # cause of a stop, whether a save is due
         self._work: dist.Work | None = None
         self.save_s = 0.0  # how long a save takes, as measured
@@ -111,6 +113,9 @@ class Requests:
         return self._cause
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if number == self._heard[0] and now_s - self._heard[1] < SAME_S:
+            return
         if self._cause in range(1, 1 + len(SIGNALS)):
             os._exit(1)  # asked twice: at once; a checkpoint counts only once it is whole, so none is hurt
-        self._cause = CAUSES.index(signal.Signals(number).name)
+        self._cause, self._heard = CAUSES.index(signal.Signals(number).name), (number, now_s)

@@ -26,10 +26,17 @@ def distributed(world: World) -> Iterator[torch.device]:
     # DeepSpeed takes the device from LOCAL_RANK, too.
     prepare_rendezvous(replace(world, local_rank=_device_index(world)))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    device = None
     try:
-        yield _agreed_device(world)
-    finally:
-        dist.destroy_process_group()
+        device = _agreed_device(world)
+        yield device
+    except BaseException:
+        # To leave NCCL is a collective: a rank that fails alone would wait for the others, which wait for it in another
+        # one, and its error would never be said. It ends as it is.
+        if device is None or device.type == "cpu":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _agreed_device(world: World) -> torch.device:

@@ -7,6 +7,8 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dist_alexnet.errors import StopRequested
 from dist_alexnet.evaluate import evaluate_checkpoint
 from dist_alexnet.job import make_job
 from dist_alexnet.parallel.start import distributed
+from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.train import _Run, train
 
 
@@ -52,23 +55,37 @@ def killed_in_save(config: Config, name: str, extra: dict[str, Any]) -> None:
 
         def torn(writer: Any, plan: Any, planner: Any) -> Any:
             done = write(writer, plan, planner)
-            if f"step-{extra['step']:08d}" in str(writer.path) and dist.get_rank() == extra["rank"]:
-                for path in Path(writer.path).glob(f"__{dist.get_rank()}_*"):
+            if f"step-{extra['step']:08d}" in str(writer.folder) and dist.get_rank() == extra["rank"]:
+                for path in Path(writer.folder.url).glob(f"__{dist.get_rank()}_*"):
                     os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
         flat.FlatWriter.write_data = torn  # type: ignore[method-assign]
     else:
-        write_durably = store.write_durably
+        commit = store._commit
 
-        def never(path: Path, data: bytes) -> None:
-            if path.name == store.COMMIT and f"step-{extra['step']:08d}" in str(path):
+        def never(folder: Any, record: Any) -> None:
+            if record.step == extra["step"]:
                 os.kill(os.getpid(), signal.SIGKILL)
-            write_durably(path, data)
+            commit(folder, record)
 
-        store.write_durably = never
+        store._commit = never
     train(config)
+
+
+def frozen_in_save(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Train, but stand still (SIGSTOP) once all of step `extra["step"]` is written, before its COMMIT."""
+    commit = store._commit
+
+    def late(folder: Any, record: Any) -> None:
+        if record.step == extra["step"]:
+            Path(extra["mark"]).write_text(str(os.getpid()))
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        commit(folder, record)
+
+    with patch.object(store, "_commit", late):
+        train(config)
 
 
 def stopped_in_evaluation(config: Config, name: str, extra: dict[str, Any]) -> None:
@@ -84,12 +101,33 @@ def stopped_in_evaluation(config: Config, name: str, extra: dict[str, Any]) -> N
         Asked(config, torch.device("cpu"), "auto").story()
 
 
+def slow_to_say_so(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Train, be asked to stop, and let W&B hold rank 0; says whether the end was written down when a rank left."""
+    close = Tracker.close
+
+    def slow(tracker: Tracker, exit_code: int = 0) -> None:
+        if dist.get_rank() == 0:
+            time.sleep(2)
+        close(tracker, exit_code)
+
+    class Asked(_Run):
+        def _step(self, step: int, batches: Any) -> None:
+            super()._step(step, batches)
+            if step == extra["step"]:
+                os.kill(os.getpid(), signal.SIGUSR2)
+
+    with suppress(StopRequested), patch.object(Tracker, "close", slow):
+        Asked(config, torch.device("cpu"), "auto").story()
+    said = (config.run_folder / "outcome.json").exists()
+    (Path(config.run.dir) / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(said))
+
+
 def full_disk(config: Config, name: str, extra: dict[str, Any]) -> None:
     """Train, but rank 1 finds the disk full when it writes the chunks of these steps."""
     write = flat.FlatWriter.write_data
 
     def full(writer: Any, plan: Any, planner: Any) -> Any:
-        if dist.get_rank() == 1 and any(f"step-{step:08d}" in str(writer.path) for step in extra["steps"]):
+        if dist.get_rank() == 1 and any(f"step-{step:08d}" in str(writer.folder) for step in extra["steps"]):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(writer, plan, planner)
 
@@ -131,6 +169,8 @@ def tcp_bytes_sent() -> int:
 KINDS = {
     "wire": wire,
     "stopped_in_evaluation": stopped_in_evaluation,
+    "frozen_in_save": frozen_in_save,
+    "slow_to_say_so": slow_to_say_so,
     "full_disk": full_disk,
     "train": lambda config, name, extra: train(config, **extra),
     "save_again": save_again,

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 
-from dist_alexnet.checkpoint.flat import FlatChunk, FlatReader, read_contents
-from dist_alexnet.checkpoint.store import resolve
+from dist_alexnet.checkpoint.contents import read_contents
+from dist_alexnet.checkpoint.finding import resolve
+from dist_alexnet.checkpoint.flat import FlatChunk, FlatReader
 from dist_alexnet.track.jsonl import live_lines, starts
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def sightings(run: Path, columns: int) -> dict[int, int]:
     return {position: count // columns for position, count in counts.items()}
 
 
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+def tensors(checkpoint: Path | str) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, whole: weights and momentum, flattened."""
     folder = resolve(checkpoint)
     whole = {
@@ -105,7 +106,7 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-def difference(a: Path, b: Path) -> float:
+def difference(a: Path | str, b: Path | str) -> float:
     """Largest difference between two checkpoints' tensors, relative to each tensor's largest element."""
     one, other = tensors(a), tensors(b)
     assert one.keys() == other.keys()

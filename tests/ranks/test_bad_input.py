@@ -117,8 +117,8 @@ def test_a_mistake_in_its_own_folder_under_torchrun(config: Path, runs: Path, tr
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
-        f"error: {trained / 'keys'} holds no committed checkpoint, expected a run folder or a folder such as "
-        "RUN/checkpoints/step-00000120: name one that has a COMMIT file"
+        f"error: {trained / 'keys'} holds no committed checkpoint, expected a run folder, the URL of a run's "
+        "checkpoints, or a folder such as RUN/checkpoints/step-00000120: name one that has a COMMIT file"
     ]
     assert json.loads((runs / "own" / "outcome.json").read_text())["code"] == 2
 

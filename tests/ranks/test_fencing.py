@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,7 +34,9 @@ FACTS: dict[str, Any] = {"layout": {}, "versions": {}, "state": {}}
 def _freeze(mark: Path) -> None:
     """Say which process stands still, and do."""
     mark.write_text(str(os.getpid()))
-    os.kill(os.getpid(), signal.SIGSTOP)
+    signal.pthread_kill(
+        threading.get_ident(), signal.SIGSTOP
+    )  # sent to the process, it lets this thread run on a little
 
 
 def _writer(run: Path, where: str, mark: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dist_alexnet.checkpoint.store import read_commit, resolve
+from dist_alexnet.checkpoint.commit import read_commit
+from dist_alexnet.checkpoint.finding import resolve
 from dist_alexnet.track.jsonl import live_lines, starts
 from tests.ranks.harness import Case, difference, losses, run_cases, tensors
 

@@ -174,6 +174,27 @@ def test_asked_during_an_evaluation(config: Path, runs: Path, evaluated: Path, s
     assert losses(runs / name) == losses(evaluated)
 
 
+def test_a_signal_to_all_processes_of_a_job_is_one_request(config: Path, runs: Path) -> None:
+    """Slurm and systemd tell torchrun and its ranks; torchrun hands it on, so each rank hears it twice."""
+    name = "stopped-job"
+    process = start(config, f"run.name={name}", "run.steps=3000")
+    wait_for_step(process, runs / name, 4)
+    for pid in [*ranks_of(process).values(), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert outcome(runs / name) == {"generation": 1, "cause": "stopped: SIGTERM", "code": 75}, out
+    step = read_lines(runs / name / "attempts.jsonl")[-1]["step"]
+    assert (runs / name / "checkpoints" / f"step-{step:08d}" / "g0001" / "COMMIT").exists()
+
+
+@pytest.mark.parametrize("steps", [30, 4], ids=["asked", "done"])
+def test_no_rank_leaves_before_the_end_is_written_down(config: Path, runs: Path, steps: int) -> None:
+    """Slurm ends what is left of a step of which one task has ended with 75, so rank 0 must have said so by then."""
+    name = f"slow-to-say-so-{steps}"
+    run_cases(2, config, [Case(name, (f"run.steps={steps}",), "slow_to_say_so", {"step": 3 if steps == 30 else 9})])
+    assert [json.loads((runs / f"{name}-{rank}.json").read_text()) for rank in range(2)] == [True, True]
+
+
 def test_asked_twice_it_ends_at_once(config: Path, runs: Path) -> None:
     name = "stopped-twice"
     process = start(config, f"run.name={name}", "run.steps=3000", "checkpoint.every_steps=5", world=1)
