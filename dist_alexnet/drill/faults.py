@@ -150,12 +150,12 @@ def shard_gone(scene: Scene) -> Struck:
 
 
 def disk_full(scene: Scene) -> Struck:
-    """One rank may not write files beyond half a chunk for a while: a write fails midway, as on a full disk."""
+    """One rank may not write files as large as a chunk for a while: a write fails midway, as on a full disk."""
     scene.until_saved(1)
     with scene.started() as (start, watch):
         scene.until_step(start, watch)
         rank, pid = scene.a_rank(start)
-        limit_bytes, hard = _half_a_chunk(scene), resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        limit_bytes, hard = _part_of_a_chunk(scene), resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit_bytes, hard))
         began_s = time.monotonic()
         scene.until(start, watch, lambda: start.said("failed, the last good one stands"))
@@ -205,15 +205,16 @@ def _damage(victim: Path, scene: Scene) -> str:
     return f"with one bit of byte {at} flipped"
 
 
-def _half_a_chunk(scene: Scene) -> int:
+def _part_of_a_chunk(scene: Scene) -> int:
+    """A size that every log stays below for a while, and a chunk does not."""
     chunk_bytes = max(path.stat().st_size for path in scene.checkpoints()[0].iterdir())
     lines_bytes = max(path.stat().st_size for path in scene.folder.rglob("*.jsonl"))
-    if chunk_bytes < 4 * lines_bytes:
+    if chunk_bytes < 1.5 * lines_bytes:
         raise DrillError(
             f"a rank's chunk of a checkpoint has {chunk_bytes} bytes, too few beside logs of {lines_bytes} to fail it "
             "alone: take a wider network, or leave disk out of --only"
         )
-    return chunk_bytes // 2
+    return (chunk_bytes + lines_bytes) // 2
 
 
 @dataclass(frozen=True)
