@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from dist_alexnet.errors import ConfigError, LayoutError
 from shards.errors import InputError
 from shards.order import auto_lanes
-from shards.storage import check_folder
+from shards.storage import check_folder, shown
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -156,6 +156,17 @@ class Data(Section):
     def lane_count(self) -> int:
         """`lanes` as a number."""
         return auto_lanes(self.batch_size) if self.lanes == "auto" else self.lanes
+
+    @field_validator("train", "val", "statistics")
+    @classmethod
+    def _without_secrets(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if url is not None and shown(url) != url:
+            raise ValueError(
+                f"data.{info.field_name}: the URL {shown(url)} has a user, a password or a query, which would stand in "
+                "config.yaml, checkpoints and W&B: give secrets to the client library by its environment variables or "
+                "its credentials file"
+            )
+        return url
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":

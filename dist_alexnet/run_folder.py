@@ -195,10 +195,11 @@ class Attempt:
     def end(self, cause: str, code: int, step: int) -> None:
         """Say why it ended, with which exit code, after how many steps. Not where another rank has (end_if_first)."""
         lines = read_lines(self._folder / "attempts.jsonl")
-        if any(line["event"] == "end" and line["generation"] == self._generation for line in lines):
-            return
-        self._end(cause, code, step)
-        write_outcome(self._folder, self._generation, cause, code)
+        ends = [line for line in lines if line["event"] == "end" and line["generation"] == self._generation]
+        if not ends:
+            self._end(cause, code, step)
+        if not ends or ends[-1]["code"] is None:  # rolled back, and it came no further
+            write_outcome(self._folder, self._generation, cause, code)
 
     def rolled_back(self, cause: str, step: int) -> None:
         """This generation ends at `step`, and the same processes go on with another: no end for who launched them."""

@@ -35,6 +35,7 @@ class Standing:
     best: dict[str, float] | None = None  # step and top-1 of the best evaluation
     evaluation_pending: bool = False  # one was interrupted by a request to stop
     stands_on: int | None = None  # generation of the checkpoint taken up; None: the start, or another run's
+    taken_up: str | None = None  # URL of that checkpoint
     receipt: list[str] = field(default_factory=list)
 
     def is_best(self, step: int, top1: float) -> bool:
@@ -147,6 +148,7 @@ def _loaded(found: Found, passed_over: list[str], config: Config, job: Job, kept
         step=commit.step,
         best=commit.state["best"],
         evaluation_pending=commit.state["evaluation_pending"],
+        taken_up=found.folder.url,
         stands_on=commit.generation if root_of(config.run_folder).holds(found.folder) else None,
         receipt=[*_receipt(found, passed_over, config, job), *map(str, kept.guard.skipped)],
     )

@@ -184,6 +184,8 @@ class _Run:
     def take_up(self) -> int:
         """Load the checkpoint that `resume` asks for; returns the step at which the run goes on."""
         self.standing = take_up(self.config, self.job, self.resume, self.kept)
+        if self.resume not in ("auto", "never"):
+            self.resume = self.standing.taken_up or self.resume  # a run that it names may go on meanwhile
         return self.standing.step
 
     def _nothing_left(self, step: int) -> None:
@@ -256,9 +258,8 @@ class _Run:
         self.batches.close()
         self.saver.wait()
         standing = roll_back(self.config, self.job, self.resume, self.kept, fault)
-        attempt, self.attempt = self.attempt, None
-        if attempt is not None:
-            attempt.rolled_back(fault.why, self.standing.step)
+        if self.attempt is not None:
+            self.attempt.rolled_back(fault.why, self.standing.step)
         self.seen.close()
         self.standing = standing
         self._take_generation()

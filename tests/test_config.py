@@ -217,6 +217,15 @@ def test_odd_overrides_are_refused(tmp_path: Path, override: str) -> None:
     refusal(tmp_path, "{}", override)
 
 
+@pytest.mark.parametrize("key", ["data.train", "data.val", "data.statistics"])
+@pytest.mark.parametrize("url", ["https://me:s3cret@host/a.json", "https://host/a.json?sig=s3cret", "s3://b/a#s3cret"])
+def test_a_secret_in_a_url_is_refused_and_not_repeated(tmp_path: Path, key: str, url: str) -> None:
+    """A config goes to the run folder, into every checkpoint and to W&B."""
+    says = refusal(tmp_path, "{}", f"{key}={url}")
+    assert f"{key}: the URL " in says
+    assert "s3cret" not in says
+
+
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "{}")
     with pytest.raises(ConfigError, match=r"^override 'run\.steps' has no '=', expected key=value such as "):

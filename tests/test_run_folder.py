@@ -235,3 +235,13 @@ def test_the_worst_shards_are_those_of_all_starts_less_what_was_done_again(tmp_p
         lines.close()
     assert worst_shards(tmp_path) == "a.tar (2), b.tar (1)"
     assert worst_shards(tmp_path, 1) == "a.tar (2)"
+
+
+def test_a_rollback_that_comes_no_further_has_an_outcome(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, 1, 0, None, {"data": 1}, ["here"])
+    attempt.rolled_back("the loss is nan", 7)
+    assert not (tmp_path / "outcome.json").exists()  # the same processes go on
+    attempt.end("the disk is full", 1, 7)
+    assert json.loads((tmp_path / "outcome.json").read_text())["cause"] == "the disk is full"
+    ends = [line["cause"] for line in read_lines(tmp_path / "attempts.jsonl") if line["event"] == "end"]
+    assert ends == ["rolled back: the loss is nan"]

@@ -1,11 +1,16 @@
 """The process groups of a layout, made once at the start."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from dist_alexnet.parallel.layout import Layout, Place
+
+# Of every collective. NCCL's own 10 minutes are less than the watchdog's patience with a first step, and name nobody.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,11 @@ def make_mesh(layout: Layout, device_type: str, sharing: int = 1) -> Mesh:
     if sharing > 1:
         lines = [range(column, layout.world_size, layout.columns) for column in range(layout.columns)]
         shared = _own_group([line[first : first + sharing] for line in lines for first in range(0, len(line), sharing)])
-    return Mesh(place, axes.get_group("data"), model, axes.get_group("replica"), axes.get_group("column"), shared)
+    mesh = Mesh(place, axes.get_group("data"), model, axes.get_group("replica"), axes.get_group("column"), shared)
+    for group in (mesh.data, mesh.model, mesh.replica, mesh.column, mesh.sharing):
+        if group is not None:
+            _set_pg_timeout(PATIENCE, group)
+    return mesh
 
 
 def _own_group(groups: list[range]) -> dist.ProcessGroup | None:

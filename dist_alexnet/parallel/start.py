@@ -11,6 +11,7 @@ import torch.distributed as dist
 from dist_alexnet.environment import World, prepare_rendezvous
 from dist_alexnet.errors import LayoutError
 from dist_alexnet.parallel.agree import on_every_rank, together
+from dist_alexnet.parallel.mesh import PATIENCE
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def distributed(world: World) -> Iterator[torch.device]:
         return
     # DeepSpeed takes the device from LOCAL_RANK, too.
     prepare_rendezvous(replace(world, local_rank=_device_index(world)))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     device = None
     try:
         device = _agreed_device(world)

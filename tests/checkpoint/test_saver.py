@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_alexnet.checkpoint import saver as saving
 from dist_alexnet.checkpoint import store
 from dist_alexnet.checkpoint.saver import Saver
 from dist_alexnet.config import Checkpoint
@@ -37,7 +36,7 @@ def test_the_thread_reads_copies_that_have_arrived(
     values = whole.as_subclass(OnGpu) if on_gpu else whole
     monkeypatch.setattr(Saver, "_stage", lambda self, part: Fragment(part.name, part.kind, whole.clone(), 0, 8))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("arrived"))
-    monkeypatch.setattr(saving.store, "save", lambda *args, **facts: order.append("read"))
+    monkeypatch.setattr(store, "save", lambda *args, **facts: order.append("read"))
     saver = Saver(tmp_path, Checkpoint())
     saver.save([Fragment("fc8.weight", "weight", values, 0, 8)], step=5, **FACTS)
     saver.finish()
@@ -55,13 +54,13 @@ def test_a_run_does_not_end_well_without_its_last_save(
     def full(*args: Any, **facts: Any) -> Any:
         raise StorageFault("the disk is full")
 
-    monkeypatch.setattr(saving.store, "save", full)
+    monkeypatch.setattr(store, "save", full)
     saver.save(fragments(5), step=5, **FACTS)
     saver.wait()
     saver.save(fragments(10), step=10, **FACTS)
     with pytest.raises(StorageFault, match="the disk is full"):
         saver.finish()
-    monkeypatch.setattr(saving.store, "save", write)
+    monkeypatch.setattr(store, "save", write)
     again = Saver(tmp_path, Checkpoint(background=background))
     again.save(fragments(15), step=15, **FACTS)
     again.finish()

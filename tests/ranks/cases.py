@@ -23,8 +23,10 @@ from dist_alexnet.config import Config, load_config
 from dist_alexnet.environment import read_world
 from dist_alexnet.errors import StopRequested
 from dist_alexnet.evaluate import evaluate_checkpoint
+from dist_alexnet.guard.divergence import Fault, Skipped
 from dist_alexnet.job import make_job
 from dist_alexnet.parallel.start import distributed
+from dist_alexnet.standing import roll_back
 from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.train import _Run, train
 
@@ -122,6 +124,22 @@ def slow_to_say_so(config: Config, name: str, extra: dict[str, Any]) -> None:
     (Path(config.run.dir) / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(said))
 
 
+def other_run_goes_on(config: Config, name: str, extra: dict[str, Any]) -> None:
+    """Take up what another run (steps 3) has come to, and roll back once that one has gone on to step 6."""
+    other = Path(config.run.dir) / f"{name}-other"
+    for steps in (3, 6):
+        longer = config.model_copy(update={"run": config.run.model_copy(update={"name": other.name, "steps": steps})})
+        train(longer)
+        if steps == 3:
+            run = _Run(config, torch.device("cpu"), str(other))
+            run.job = make_job(config, dist.get_world_size())
+            run.prepare()
+            assert run.take_up() == 3
+    back = roll_back(config, run.job, run.resume, run.kept, Fault(5, "a fault", "rollback"))
+    batch_size = config.data.batch_size
+    assert (back.step, run.guard.skipped) == (3, [Skipped(3 * batch_size, 5 * batch_size, "a fault")])
+
+
 def full_disk(config: Config, name: str, extra: dict[str, Any]) -> None:
     """Train, but rank 1 finds the disk full when it writes the chunks of these steps."""
     write = flat.FlatWriter.write_data
@@ -171,6 +189,7 @@ KINDS = {
     "stopped_in_evaluation": stopped_in_evaluation,
     "frozen_in_save": frozen_in_save,
     "slow_to_say_so": slow_to_say_so,
+    "other_run_goes_on": other_run_goes_on,
     "full_disk": full_disk,
     "train": lambda config, name, extra: train(config, **extra),
     "save_again": save_again,

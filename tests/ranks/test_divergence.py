@@ -263,6 +263,11 @@ def test_only_to_what_it_stands_on(two: Path, runs: Path) -> None:
     assert sightings(runs / "further", 1) == dict.fromkeys(LEFT, 1)
 
 
+def test_to_the_checkpoint_that_it_took_up_of_another_run(config: Path) -> None:
+    """Which has gone on meanwhile, so that its newest one lies behind the step at fault."""
+    run_cases(1, config, [Case("beside", ("run.steps=6",), "other_run_goes_on")])
+
+
 def test_so_often_it_may_go_back(two: Path, runs: Path) -> None:
     """Twice from the same checkpoint, each time further; or no more than once; or until it is hopeless."""
     said(two, "twice")
