@@ -29,8 +29,15 @@ class Digests:
 
     def after(self, step: int, last: bool, engine: Engine) -> None:
         """Write a line where one is due after `step`. All ranks call it."""
-        if self._every is None or (step % self._every and not last):
-            return
+        if self._every is not None and (last or step % self._every == 0):
+            self._write(step, engine)
+
+    def taken_up(self, step: int, engine: Engine) -> None:
+        """Write a line of what this start has loaded: who saved it had the same bits. All ranks call it."""
+        if self._every is not None and step > 0:
+            self._write(step, engine)
+
+    def _write(self, step: int, engine: Engine) -> None:
         digests = state_digests(engine)
         if self._lines is not None:
             self._lines.append({"step": step, "digests": digests})

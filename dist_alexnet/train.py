@@ -204,6 +204,7 @@ class _Run:
         names_faults = self.mesh.place.column == 0 or self.config.data.share_decoding  # else columns load the same
         self.seen = SamplesSeen(self.config, self.generation, len(self.job.train), names_faults)
         self.digests = Digests(self.config, self.generation)
+        self.digests.taken_up(self.standing.step, self.engine)
 
     def _metrics_file(self) -> JsonLines | None:
         return JsonLines(self.folder / "metrics.jsonl", self.generation) if self.mesh.place.rank == 0 else None

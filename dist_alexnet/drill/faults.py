@@ -9,12 +9,13 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_alexnet.checkpoint.commit import COMMIT
 from dist_alexnet.drill.processes import end_all, kill, processes_with
-from dist_alexnet.drill.scene import Missed, Scene, Struck
+from dist_alexnet.drill.scene import Missed, Over, Scene, Struck
 from dist_alexnet.drill.shards_at_hand import served
 from dist_alexnet.errors import DrillError
 from dist_alexnet.guard.requests import MARGIN_S
@@ -127,7 +128,8 @@ def torn_checkpoint(scene: Scene) -> Struck:
         scene.until(start, watch, lambda: start.said(f"passed over: {newest}") or len(watch.trained()) > 0)
         took_s = time.monotonic() - began_s
         said = start.said("passed over: ") and start.said(newest.parent.name)
-        scene.until_step(start, watch)
+        with suppress(Over):  # it has struck, though the run may be done before it comes so far
+            scene.until_step(start, watch)
         what = f"{victim.name} of {newest.parent.name} {how}"
         struck = Struck("torn", scene.run, watch.generation() or 0, what, took_s if said else None, damaged=True)
     return struck if said else replace(struck, trouble="a damaged checkpoint was not passed over")

@@ -35,8 +35,11 @@ def cannot_strike(config: Config, job: Job, other_layouts: bool) -> dict[str, st
         cannot["download"] = cannot["shard"] = "the training set is not an index on a disk of this host"
     elif find_spec("aiohttp") is None:
         cannot["download"] = "aiohttp is not installed"
+    digests, saves = config.log.digest_every_steps, config.checkpoint.every_steps
     if not other_layouts:
         cannot["layout"] = "no other layout fits, or --launch is given"
+    elif digests is None or saves is None or saves % digests:
+        cannot["layout"] = "log.digest_every_steps is no divisor of checkpoint.every_steps"
     return cannot
 
 

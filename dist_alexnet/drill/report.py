@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_alexnet.drill.faults import FAULTS
 from dist_alexnet.drill.scene import Struck
-from dist_alexnet.drill.verdict import TOLERANCE, Verdict
+from dist_alexnet.drill.verdict import FOLLOWED, Verdict
 from dist_alexnet.track.jsonl import read_lines, starts
 from dist_alexnet.track.table import print_table
 
@@ -90,25 +90,25 @@ class Report:
         lost = sum(verdict.lost for verdict in self.verdicts)
         repeated = sum(verdict.repeated for verdict in self.verdicts)
         same = [verdict for verdict in self.verdicts if verdict.same_layout]
-        moved = [verdict for verdict in self.verdicts if not verdict.same_layout]
+        taken_up = sum(verdict.taken_up for verdict in self.verdicts)
+        kept = taken_up - sum(verdict.changed for verdict in self.verdicts)
         parts = [
             f"{len(self.struck)} of {self.wanted} faults in {len(self.verdicts)} finished runs, {self.spent_s:.0f} s",
             f"{lost} samples lost, {repeated} repeated",
-            f"weights bit for bit equal in {sum(verdict.weights_equal for verdict in same)} of {len(same)}",
+            f"weights bit for bit equal in {sum(verdict.weights_equal for verdict in same)} of {len(same)} that stayed",
+            f"state bit for bit what was saved at {kept} of {taken_up} resumptions",
         ]
-        if moved:
-            largest = max(verdict.difference for verdict in moved)
-            parts.append(f"on other layouts within {largest:.1e} in {len(moved)} (at most {TOLERANCE:g})")
         return "; ".join(parts) + ("" if self.held else "; what is promised was NOT kept")
 
 
-_RUN_COLUMNS = ["run", "starts", "samples", "lost", "repeated", "wrong", "losses", "weights"]
+_RUN_COLUMNS = ["run", "starts", "samples", "lost", "repeated", "wrong", "taken up as saved", "losses", "weights"]
 
 
 def _run_row(verdict: Verdict) -> list[str]:
-    weights = "equal" if verdict.weights_equal else f"within {verdict.difference:.1e}"
     numbers = [verdict.starts, verdict.samples, verdict.lost, verdict.repeated, verdict.wrong]
-    return [verdict.run, *map(str, numbers), "equal" if verdict.losses_equal else "differ", weights]
+    kept = f"{verdict.taken_up - verdict.changed} of {verdict.taken_up}"
+    losses = "equal" if verdict.losses_equal else f"within {FOLLOWED:g} for {verdict.followed} steps"
+    return [verdict.run, *map(str, numbers), kept, losses, "equal" if verdict.weights_equal else "differ"]
 
 
 def _both(values: dict[str, float] | None, unit: str = "") -> str:

@@ -159,7 +159,8 @@ class Drill:
         self._write("verdicts.jsonl", asdict(verdict))
         self.say(
             f"{scene.run} is done: {verdict.lost} samples lost, {verdict.repeated} repeated, {verdict.wrong} wrong; "
-            f"weights {'equal' if verdict.weights_equal else f'within {verdict.difference:.1e}'}"
+            f"{verdict.taken_up - verdict.changed} of {verdict.taken_up} starts took up what was saved bit for bit; "
+            f"weights {'equal' if verdict.weights_equal else 'differ'}"
         )
 
     def _scene(self, run: str) -> Scene:

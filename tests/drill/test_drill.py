@@ -35,6 +35,7 @@ def config(digits: Path, tmp_path: Path) -> Path:
         "parallel": {"columns": 2},
         "optimizer": {"lr": 0.001},
         "checkpoint": {"every_steps": 5, "every_epochs": None},
+        "log": {"digest_every_steps": 5},
     }
     values["data"] |= {"image_size": 64, "mean": [33, 33, 33]}
     path = tmp_path / "config.yaml"
@@ -102,6 +103,7 @@ REFUSED = {
     "saves-elsewhere": (("checkpoint.url=s3://bucket/run",), "checkpoint.url is set"),
     "unknown-fault": (("--only", "fire"), "--only names fire, expected some of rank, agent"),
     "no-evaluation": (("--only", "evaluation"), "--only names evaluation, which cannot strike here"),
+    "no-digests": (("--only", "layout", "log.digest_every_steps=2"), "log.digest_every_steps is no divisor"),
     "no-layout": (("--only", "layout", "--launch", "srun true"), "--only names layout, which cannot strike here"),
     "world": (("--ranks", "3"), "world size is 3"),
 }

@@ -54,6 +54,8 @@ def written(run: Path, job: Job, parts: list[Fragment] | None = None, killed_at:
             add(run / "metrics.jsonl", generation, step=step, **{"train/loss": 1 / step})
             for rank in range(COLUMNS):
                 add(run / "keys" / f"rank-{rank:05d}.jsonl", generation, step=step, positions=positions, keys=keys)
+        for step in ([first] if first else []) + list(range(first + 1, last + 1)):
+            add(run / "digests.jsonl", generation, step=step, digests={"a/weight": f"{step:016x}"})
     save(run, STEPS, len(spans), parts)
     return run
 
@@ -82,7 +84,7 @@ def test_a_killed_run_that_lost_nothing(alone: Mesh, job: Job, tmp_path: Path) -
     run, whole = written(tmp_path / "run", job, killed_at=5), written(tmp_path / "whole", job)
     verdict = judge(run, whole, job, same_layout=True)
     assert found(verdict) == (0, 0, 0, True, True, True)
-    assert (verdict.samples, verdict.starts) == (STEPS * BATCH, 2)
+    assert (verdict.samples, verdict.starts, verdict.taken_up, verdict.changed) == (STEPS * BATCH, 2, 1, 0)
     rank, torn = Struck("rank", "run", 1, "", 1.0), Struck("torn", "run", 2, "", 2.0, damaged=True)
     assert redone(tmp_path, [rank]) == [1]  # step 5, which start 1 had done and start 2 did again
     assert redone(tmp_path, [rank, torn]) == [None, 1]  # not twice
@@ -127,10 +129,29 @@ def test_losses_and_single_bits(alone: Mesh, job: Job, tmp_path: Path) -> None:
     parts[0].values.view(torch.int32)[17] ^= 1
     bit = written(tmp_path / "bit", job, parts)
     assert found(judge(bit, whole, job, same_layout=True)) == (0, 0, 0, True, False, False)
-    assert found(judge(bit, whole, job, same_layout=False)) == (0, 0, 0, True, False, True)  # rounding is allowed there
-    parts[0].values[17] = 2000.0
-    far = written(tmp_path / "far", job, parts)
-    assert not judge(far, whole, job, same_layout=False).held
+    moved = written(tmp_path / "moved", job, parts, killed_at=5)
+    assert found(judge(moved, whole, job, same_layout=False)) == (
+        0,
+        0,
+        0,
+        True,
+        False,
+        True,
+    )  # rounding is allowed there
+
+
+def test_a_start_that_took_up_something_else_than_was_saved(alone: Mesh, job: Job, tmp_path: Path) -> None:
+    whole, run = written(tmp_path / "whole", job), written(tmp_path / "run", job, killed_at=5)
+    lines = [json.loads(line) for line in (run / "digests.jsonl").read_text().splitlines()]
+    for line in lines:
+        if (line["generation"], line["step"]) == (2, 4):
+            line["digests"] = {"a/weight": "other"}
+    (run / "digests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for same_layout in (True, False):
+        verdict = judge(run, whole, job, same_layout)
+        assert (verdict.taken_up, verdict.changed, verdict.held) == (1, 1, False)
+    (run / "digests.jsonl").unlink()
+    assert not judge(run, whole, job, same_layout=False).held  # nothing was seen of it
 
 
 def test_trouble_is_no_success(alone: Mesh, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
