@@ -5,6 +5,7 @@ known one. This is the only door to YAML for settings.
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -457,7 +458,7 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.run.dir) / self.run.name
+        return Path(os.path.expanduser(self.run.dir)) / self.run.name  # as the folders of data are read
 
     @property
     def batch_norm_parts(self) -> int:

@@ -158,7 +158,11 @@ def _say(done: submit.Submitted) -> None:
     for log in done.logs:
         typer.echo(f"log         {log}")
     typer.echo(f"attempts    dist-alexnet attempts {shlex.quote(str(done.run_folder))}")
-    typer.echo(f"stop it     touch {shlex.quote(str(done.run_folder / 'stop'))}   (it saves; it is not put back)")
+    stop = f"touch {shlex.quote(str(done.run_folder / 'stop'))}"
+    if len(done.logs) == 1:
+        typer.echo(f"stop it     {stop}   (it saves; it is not put back)")
+    else:
+        typer.echo(f"stop all    scancel --state=PENDING {' '.join(done.jobs)}; {stop}   (the one that runs saves)")
 
 
 def run(args: Sequence[str]) -> int:

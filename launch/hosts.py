@@ -62,7 +62,10 @@ def launch(
     hosts = read_hostfile(hostfile)
     batches_on(load_config(config, overrides), sum(host.slots for host in hosts))
     settings = read_settings([Path.cwd(), Path.home()])
-    client = (*shlex.split(ssh), *QUIETLY)
+    try:
+        client = (*shlex.split(ssh), *QUIETLY)
+    except ValueError as error:
+        raise InputError(f"--ssh is {ssh!r}, expected a command as a shell takes it ({error})") from error
     wish = Wish(config, tuple(overrides), hosts, settings, client, endpoint, max_restarts, command)
     _check_hosts(wish)
     with _signals_heard() as events:

@@ -36,10 +36,12 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
     return done.stdout.strip().split(";")[0]  # NUMBER, or NUMBER;CLUSTER
 
 
-def cancel(jobs: Sequence[str]) -> None:
-    """Take jobs out of the queue again."""
-    if jobs:
-        _run(["scancel", *jobs])
+def cancel(jobs: Sequence[str]) -> bool:
+    """Take jobs out of the queue again; False where Slurm did not say that it has."""
+    try:
+        return not jobs or _run(["scancel", *jobs]).returncode == 0
+    except InputError:
+        return False
 
 
 def check() -> None:

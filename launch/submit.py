@@ -9,8 +9,9 @@ from string import Template
 from typing import Literal
 
 from dist_alexnet.config import Config, batches_on, load_config
+from dist_alexnet.network.spec import PRESETS
 from launch import slurm
-from launch.snapshot import make_launch_folder, take_back
+from launch.snapshot import NETWORK, make_launch_folder, take_back
 from shards.errors import InputError
 
 HERE = Path(__file__).parent
@@ -65,6 +66,10 @@ def check(config_file: Path, overrides: list[str], wish: Wish, data_too: bool = 
         if not option.startswith("-") or not option.isprintable():
             raise InputError(f"option {option!r} for sbatch is not one, expected something such as --mem=0")
     batches_on(config, wish.world_size)
+    if ":" in str(config.run_folder.absolute()):
+        raise InputError(
+            f"run folder {config.run_folder.absolute()} has a ':', which PYTHONPATH cannot hold: change run.dir"
+        )
     kind = _file_system(config.run_folder)
     if kind in ("tmpfs", "ramfs", "devtmpfs"):
         raise InputError(
@@ -79,19 +84,20 @@ def check(config_file: Path, overrides: list[str], wish: Wish, data_too: bool = 
 def submit(config_file: Path, overrides: list[str], wish: Wish, config: Config) -> Submitted:
     """Copy config and code into the run folder, write the script there, and submit it: once, or as a chain.
 
-    Raises InputError where Slurm refuses; then nothing is left, in its queue or in the run folder.
+    Raises InputError where Slurm refuses; then nothing is left, in its queue or in the run folder, or it says what.
     """
     slurm.check()
     run_folder = config.run_folder.absolute()
-    launch_folder = make_launch_folder(run_folder, config_file)
+    launch_folder = make_launch_folder(run_folder, config_file, _network_file(config))
     script = launch_folder / "job.sbatch"
     jobs: list[str] = []
     try:
         script.write_text(render(config, overrides, wish, launch_folder))
         for _ in range(wish.chain):
             jobs.append(slurm.submit(str(script), [f"--dependency=afterany:{jobs[-1]}"] if jobs else []))
-    except InputError:
-        slurm.cancel(jobs)
+    except InputError as error:
+        if not slurm.cancel(jobs):  # what they run stays, too
+            raise InputError(f"{error}; still in the queue: scancel {' '.join(jobs)}") from error
         take_back(launch_folder)
         raise
     tasks = [f"{jobs[0]}_{task}" for task in range(1, wish.array + 1)] if wish.array > 1 else jobs
@@ -107,6 +113,7 @@ def render(config: Config, overrides: list[str], wish: Wish, launch_folder: Path
         "style": wish.style,
         "max_requeues": str(wish.max_requeues),
         "max_failures": "3",
+        "job": '"$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"' if wish.array > 1 else '"$SLURM_JOB_ID"',
         "ranks_per_node": str(wish.ranks_per_node),
         "max_restarts": str(wish.max_restarts),
         "script": shlex.quote(str(launch_folder / "job.sbatch")),
@@ -116,7 +123,15 @@ def render(config: Config, overrides: list[str], wish: Wish, launch_folder: Path
         "python": shlex.quote(sys.executable),
         "train": " ".join(shlex.quote(word) for word in (str(launch_folder / "config.yaml"), *overrides)),
     }
+    if _network_file(config) is not None:
+        filled["train"] += " " + shlex.quote(f"network.name={launch_folder / NETWORK}")
     return _Script((HERE / "slurm.sbatch").read_text()).safe_substitute(filled)  # the shell has its own uses of @
+
+
+def _network_file(config: Config) -> Path | None:
+    """The file that describes the network, where it is no preset."""
+    preset = PRESETS / f"{config.network.name}.yaml"
+    return None if preset.is_file() else Path(config.network.name)
 
 
 def _directives(config: Config, wish: Wish, launch_folder: Path) -> list[str]:
@@ -139,7 +154,13 @@ def _directives(config: Config, wish: Wish, launch_folder: Path) -> list[str]:
         lines.append(f"--gpus-per-node={wish.gpus_per_node}")
     if wish.array > 1:
         lines.append(f"--array=1-{wish.array}%1")
-    return [*lines, *wish.options]
+    return [*lines, *(_quoted(option) for option in wish.options)]
+
+
+def _quoted(option: str) -> str:
+    """As sbatch reads it in a script: a value may have blanks, or a # that would begin a comment."""
+    name, sign, value = option.partition("=")
+    return f"{name}{sign}{shlex.quote(value)}" if value else option
 
 
 def _dry_run(config_file: Path, overrides: list[str], wish: Wish) -> None:

@@ -22,7 +22,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 fail() { echo "error: $*" >&2; exit 2; }
 
 [ $# -gt 0 ] || fail "no config given: launch/torchrun.sh CONFIG [KEY=VALUE ...]"
-nnodes=${NNODES:-1}
+command=${COMMAND:-train} nnodes=${NNODES:-1}
 if [ "$nnodes" != 1 ] && [ -z "${RDZV_ENDPOINT:-}" ]; then
     fail "NNODES is $nnodes and RDZV_ENDPOINT is not set: give host:port of one of the hosts, the same on all of them"
 fi
@@ -72,8 +72,9 @@ before=$(stamp)
 asked=0
 ask() {
     asked=$((asked + 1))
-    if [ -n "${SLURM_STEP_ID:-}" ]; then return; fi # Slurm signals all processes of a step: the ranks have heard it
-    if [ $asked = 1 ]; then
+    # Slurm signals all processes of a step: the ranks have heard it. Not so of what is typed under `srun --pty`.
+    if [ -n "${SLURM_STEP_ID:-}" ] && ! [ -t 0 ]; then return; fi
+    if [ $asked = 1 ] && [ "$command" = train ]; then # the run in a doctor's folder may be under way elsewhere
         echo "asked to stop ($1): the run saves and ends; once more to end it at once" >&2
         keep_asking &
     else
@@ -93,7 +94,7 @@ for signal in TERM INT HUP USR1 USR2; do trap "ask $signal" $signal; done
 (
     trap '' TERM INT HUP USR1 USR2
     exec "$python" -c "$agent" "${NPROC_PER_NODE:-}" "${meeting[@]}" "--max-restarts=${MAX_RESTARTS:-0}" \
-        -m dist_alexnet "${COMMAND:-train}" "$@"
+        -m dist_alexnet "$command" "$@"
 ) &
 agent_pid=$!
 while true; do # a signal wakes `wait`, too
@@ -105,7 +106,8 @@ done
 
 # torchrun ends with 0 after a stop and with 1 after any failure; the run's folder says more, if it says anything new
 after=$(stamp)
-if [ -n "$after" ] && [ "$after" != "$before" ]; then
-    code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$run/outcome.json")
+if [ "$command" = train ] && [ -n "$after" ] && [ "$after" != "$before" ]; then
+    said=$(sed -n 's/.*"code": \([0-9]\{1,3\}\).*/\1/p' "$run/outcome.json")
+    code=${said:-$code}
 fi
 exit "$code"

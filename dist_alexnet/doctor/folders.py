@@ -17,7 +17,7 @@ SHARED_S = 8.0  # after which another host must see what this one has written: n
 
 def run_folder(site: Site) -> Finding:
     """Rank 0 writes a file that all others read; each rank writes one. Whatever run lies there is left as it is."""
-    folder = site.config.run_folder.expanduser().absolute()
+    folder = site.config.run_folder.absolute()
     above = [folder, *folder.parents]
     if site.world.rank > 0:
         return _beside_rank_0(site, above)

@@ -115,6 +115,7 @@ def test_hosts_that_cannot_train_are_named_and_nothing_is_started(place: Path, s
         place, ssh, "n1 slots=1\nn2 slots=2\n"
     )
     assert "no-such-ssh cannot be run" in refused(place, "no-such-ssh", "n1 slots=2\n")
+    assert "expected a command as a shell takes it (No closing quotation)" in refused(place, "ssh '-F", "n1 slots=2\n")
 
 
 def processes(of: str = "OF_THE_TEST=two words") -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_alexnet.config import config_from, load_config, to_yaml
+from dist_alexnet.network.spec import PRESETS
 from launch import __main__ as launch
 from launch import slurm, snapshot
 from launch.submit import Wish, render
@@ -44,7 +45,7 @@ def test_times_as_slurm_writes_them(time: str, expected: int | None) -> None:
 
 @pytest.mark.parametrize("style", ["torchrun", "srun"])
 def test_the_script_is_bash_and_knows_its_paths(config: Path, style: str) -> None:
-    wish = Wish(**{**vars(WISH), "style": style, "options": ("--mem=0",)})
+    wish = Wish(**{**vars(WISH), "style": style, "options": ("--mem=0", "--comment=two # words")})
     script = render(
         load_config(config), ["data.batch_size=64", "run.name=it's"], wish, config.parent / "launches" / "1"
     )
@@ -52,7 +53,13 @@ def test_the_script_is_bash_and_knows_its_paths(config: Path, style: str) -> Non
     assert "@{" not in script
     lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     tasks, cpus = (4, 3) if style == "srun" else (1, 12)
-    for wanted in (f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}", "--gpus-per-node=4", "--mem=0"):
+    for wanted in (
+        f"--ntasks-per-node={tasks}",
+        f"--cpus-per-task={cpus}",
+        "--gpus-per-node=4",
+        "--mem=0",
+        "--comment='two # words'",
+    ):
         assert f"#SBATCH {wanted}" in lines
     assert "#SBATCH --signal=B:USR1@300" in lines
     names = [line for line in script.splitlines() if line.startswith(("launch=", "run=", "train="))]
@@ -93,6 +100,72 @@ def test_a_launch_takes_config_and_code_along(config: Path, tmp_path: Path) -> N
     assert not run.exists()
 
 
+def test_a_network_of_ones_own_is_taken_along(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is edited while the job waits would be another network, and another run after the next requeue."""
+    slurm_that(tmp_path / "bin", monkeypatch, sbatch="echo 70")
+    mine = tmp_path / "it's mine.yaml"
+    mine.write_text((PRESETS / "cifar-80sec.yaml").read_text())
+    named = f"network.name={mine}"
+    assert launch.run(["slurm", str(config), *TWO, "--no-check-data", "--", named, "data.batch_size=64"]) == 0
+    folder = config.parent / "runs" / "one" / "launches" / "0001"
+    assert (folder / "network.yaml").read_text() == mine.read_text()
+    names = [line for line in (folder / "job.sbatch").read_text().splitlines() if line.startswith("train=")]
+    said = subprocess.run(
+        ["bash", "-c", f'{names[0]}\nprintf "%s\n" "${{train[@]}}"'], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert load_config(said[0], said[1:]).network.name == str(folder / "network.yaml")
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    for package in snapshot.PACKAGES:
+        (project / package).mkdir(parents=True)
+    (project / "launch" / ".#snapshot.py").symlink_to("somebody@host.1234")  # as Emacs does
+    monkeypatch.setattr(snapshot, "__file__", str(project / "launch" / "snapshot.py"))
+    config = tmp_path / "config.yaml"
+    config.write_text("")
+    assert snapshot.make_launch_folder(tmp_path / "run", config).name == "0001"
+    (project / "shards").rmdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        snapshot.make_launch_folder(tmp_path / "run", config)
+    assert [path.name for path in (tmp_path / "run" / "launches").iterdir()] == ["0001"]
+
+
+def slurm_that(folder: Path, monkeypatch: pytest.MonkeyPatch, **does: str) -> None:
+    """Stand-ins for Slurm's commands, in front of all others."""
+    folder.mkdir()
+    for name, text in {"sinfo": "true", "scancel": "true", **does}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize(("scancel", "stays"), [("true", False), ("exit 1", True)])
+def test_a_chain_that_breaks_off_is_taken_back_or_told_of(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scancel: str,
+    stays: bool,
+) -> None:
+    """The controller goes away between two links, and scancel may not reach it either."""
+    first_only = 'case "$*" in *afterany:70*) echo gone >&2; exit 1 ;; *) echo 70 ;; esac'
+    slurm_that(tmp_path / "bin", monkeypatch, sbatch=first_only, scancel=scancel)
+    assert launch.run(["slurm", str(config), *TWO, "--chain=2", "--no-check-data"]) == 2
+    assert ("still in the queue: scancel 70" in capsys.readouterr().err) is stays
+    assert (config.parent / "runs" / "one").exists() is stays  # a job in the queue needs its code
+
+
+def test_a_chain_is_stopped_with_its_other_links(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file `stop` alone ends one link, and the next one goes on."""
+    slurm_that(tmp_path / "bin", monkeypatch, sbatch='case "$*" in *afterany:70*) echo 71 ;; *) echo 70 ;; esac')
+    assert launch.run(["slurm", str(config), *TWO, "--chain=2", "--no-check-data"]) == 0
+    assert "stop all    scancel --state=PENDING 70 71; touch " in capsys.readouterr().out
+
+
 def test_nothing_is_written_where_there_is_no_slurm(
     config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +189,7 @@ def test_nothing_is_written_where_there_is_no_slurm(
         ((*TWO, "--chain=2", "--array=2"), "--chain 2 and --array 2 say the same"),
         ((*TWO, "--option=a\nrm -rf x"), "is not one, expected something such as --mem=0"),
         ((*TWO, "--", "run.dir=/dev/shm"), "lies in this host's memory (tmpfs)"),
+        ((*TWO, "--", "run.dir=/tmp/08:30"), "run folder /tmp/08:30/one has a ':'"),
         (TWO, "data.train is not set"),
         ((*TWO, "--", "data.trian=x"), "unknown key data.trian"),
         (("--nodes=none",), "Invalid value for '--nodes'"),
@@ -136,6 +210,16 @@ def test_bad_input_is_one_sentence(
 def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.run(["slurm", "nowhere.yaml", *TWO]) == 2
     assert capsys.readouterr().err.startswith("error: config nowhere.yaml is not a file")
+
+
+def test_a_run_folder_in_the_home_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No shell replaces the ~ of run.dir=~/runs; doctor did, and the trainer made a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert launch.run(["folder", str(config), "run.dir=~/runs"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/runs/one\n"
+    assert launch.run(["folder", str(config), "run.dir=~nobody-of-that-name/runs"]) == 0
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
