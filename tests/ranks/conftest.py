@@ -1,4 +1,4 @@
-"""Shards and a config that all runs with real ranks share."""
+"""Shards and a config that the runs of a test file share: a name of a run is one of its file."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dist_alexnet.config import config_from, to_yaml
 from tests.ranks.pictures import CLASSES, write_shards
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 steps of a narrow net, dropout, crop and mirror on, one torn picture, 6 passes over the set.
 
@@ -41,6 +41,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(config: Path) -> Path:
     return config.parent / "runs"
