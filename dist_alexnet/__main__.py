@@ -38,14 +38,9 @@ def run(args: Sequence[str]) -> int:
     except typer.Abort:  # Ctrl-C
         return 130
     except Exception as error:
-        from dist_alexnet.crash import exit_code_of, say_error
+        from dist_alexnet.crash import exit_code_of
 
-        usage = getattr(error, "format_message", None)
-        if usage is None:
-            return exit_code_of(error)
-        command = getattr(getattr(error, "ctx", None), "command_path", "dist-alexnet")
-        say_error(f"{usage()} (see `{command} --help`)", only_rank_0=True)
-        return 2
+        return exit_code_of(error, "dist-alexnet")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,16 @@ def traceback_in(run_folder: Path) -> Iterator[None]:
         raise CrashError(f"{_one_line(error)}; the traceback is in {log}") from error
 
 
-def exit_code_of(error: Exception) -> int:
-    """Say on stderr what went wrong, and with which code the process should end.
+def exit_code_of(error: Exception, name: str) -> int:
+    """Say on stderr what went wrong with the command `name`, and with which code the process should end.
 
     The user's mistakes are the same on every rank, so only rank 0 says them; anything else may be one rank's alone.
     """
+    usage = getattr(error, "format_message", None)  # of typer: a command line that is wrong
+    if usage is not None:
+        command = getattr(getattr(error, "ctx", None), "command_path", name)
+        say_error(f"{usage()} (see `{command} --help`)", only_rank_0=True)
+        return InputError.exit_code
     if isinstance(error, DistAlexnetError):
         say_error(str(error), only_rank_0=error.exit_code == InputError.exit_code)
         return error.exit_code

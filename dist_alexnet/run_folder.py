@@ -10,10 +10,8 @@ checkpoints.url        where the checkpoints are, if checkpoint.url says so; the
 """
 
 import json
-import os
 import platform
 import time
-import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +24,7 @@ from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.environment import launch_id
 from dist_alexnet.errors import RunFolderError
 from dist_alexnet.track.jsonl import JsonLines, live_lines, read_lines, starts
+from shards.errors import DistAlexnetError
 from shards.storage import create
 
 OWNER = "run.json"  # in the place of a run's checkpoints: whose it is
@@ -50,7 +49,7 @@ def _claim_folder(config: Config, identity: dict[str, Any], resume: str) -> None
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "identity.json"
         foreign = any((folder / name).exists() for name in _OF_A_RUN)
-        if not known.exists() and not foreign and _created_whole(known, json.dumps(identity, indent=1)):
+        if not known.exists() and not foreign and create(str(known), json.dumps(identity, indent=1).encode()):
             return
         if known.exists():
             if resume == "never":
@@ -147,31 +146,6 @@ def take_generation(config: Config) -> int:
     return number
 
 
-def _created_whole(path: Path, text: str) -> bool:
-    """Create a file with all its text at once, or say that somebody else has: two first starts may race."""
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    write_durably(draft, text.encode())
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        return _created(path, text)
-    finally:
-        draft.unlink()
-    return True
-
-
-def _created(path: Path, text: str) -> bool:
-    """Create a file, or say that somebody else has."""
-    try:
-        with path.open("x") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
-    return True
-
-
 class Attempt:
     """One start in attempts.jsonl, and its end in outcome.json (rank 0)."""
 
@@ -228,9 +202,9 @@ def end_if_first(folder: Path, generation: int, cause: str, step: int) -> bool:
     False where a rank has said before why it ends.
     """
     path = folder / "logs" / f"cause-g{generation:04d}.txt"
-    with suppress(OSError):
+    with suppress(OSError, DistAlexnetError):
         path.parent.mkdir(exist_ok=True)
-        if not _created(path, cause):
+        if not create(str(path), cause.encode()):
             return False
         lines = JsonLines(folder / "attempts.jsonl", generation)
         lines.append({"event": "end", "step": step, "time_s": time.time(), "cause": cause, "code": 1})
@@ -245,9 +219,9 @@ def first_cause(folder: Path, generation: int, mine: str) -> str:
     A rank writes it before it leaves the process group, so it is there when the others notice.
     """
     path = folder / "logs" / f"cause-g{generation:04d}.txt"
-    with suppress(OSError):
+    with suppress(OSError, DistAlexnetError):
         path.parent.mkdir(exist_ok=True)
-        if not _created(path, mine):
+        if not create(str(path), mine.encode()):
             return path.read_text() or mine
     return mine
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dist_alexnet.config import load_config
-from dist_alexnet.crash import exit_code_of, say_error
+from dist_alexnet.crash import exit_code_of
 from launch import submit
 from shards.errors import InputError
 
@@ -172,12 +172,7 @@ def run(args: Sequence[str]) -> int:
     except typer.Abort:  # Ctrl-C
         return 130
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is None:
-            return exit_code_of(error)
-        command = getattr(getattr(error, "ctx", None), "command_path", "python -m launch")
-        say_error(f"{usage()} (see `{command} --help`)", only_rank_0=True)
-        return 2
+        return exit_code_of(error, "python -m launch")
 
 
 if __name__ == "__main__":
