@@ -9,29 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dist_alexnet.checkpoint.commit import Found
-from dist_alexnet.checkpoint.finding import resolve
-from dist_alexnet.checkpoint.store import find, load
-from dist_alexnet.config import Cache, Config, config_from
-from dist_alexnet.crash import say_on_first_rank
+from dist_alexnet.config import Config
 from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.loader import Share, evaluation_batches
-from dist_alexnet.data.nvjpeg import missing
-from dist_alexnet.data.statistics import Statistics, mean_pixels, statistics_for, used_digest
-from dist_alexnet.engine import Fragment, Kind
+from dist_alexnet.data.statistics import Statistics, mean_pixels
 from dist_alexnet.environment import read_world
-from dist_alexnet.errors import CheckpointError, EvaluationError, LayoutError
-from dist_alexnet.job import check_classes, network_of
-from dist_alexnet.network.build import Arithmetic, ColumnNetwork
-from dist_alexnet.network.spec import Spec, spec_from
+from dist_alexnet.errors import EvaluationError
+from dist_alexnet.job import check_classes
 from dist_alexnet.parallel.agree import on_every_rank, together
 from dist_alexnet.parallel.collectives import gather_over_columns
-from dist_alexnet.parallel.layout import Layout, LogicalTensor
+from dist_alexnet.parallel.layout import Layout
 from dist_alexnet.parallel.mesh import Mesh, make_mesh
 from dist_alexnet.parallel.start import distributed
 from dist_alexnet.track.meter import batch_sums
+from dist_alexnet.trained import load_trained
 from shards.index import ShardIndex, key_digest, read_index
-from shards.storage import shown
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -55,58 +47,12 @@ class Evaluation:
 
 def evaluate_checkpoint(checkpoint: str | Path, shards: str) -> Evaluation:
     """Evaluate the weights of a checkpoint (path or URL of a step or a run) on a set of shards, over all ranks."""
-    world = read_world()
-    with distributed(world) as device:
-        together(lambda: resolve(checkpoint))
+    with distributed(read_world()) as device:
         index = together(lambda: read_index(shards))
-        found, passed_over = find(checkpoint)
-        for line in passed_over:
-            say_on_first_rank(f"passed over: {line}")
-        config, spec = declared(found)
-        # Read once, perhaps on another machine than the run's: not through the cache that the run had.
-        config = config.model_copy(update={"data": config.data.model_copy(update={"cache": Cache()})})
-        statistics = together(lambda: same_statistics(found, config))
-        check_classes(index, config.network.num_classes)
-        network = network_of(config, spec)
-        mesh = make_mesh(Layout(data=world.world_size), device.type)
-        # Drawn from seed 0, and each element overwritten below.
-        module = ColumnNetwork(network, mesh, 0, agreed_arithmetic(config, device)).to(device).eval()
-        kinds: tuple[tuple[Kind, tuple[LogicalTensor, ...]], ...] = (
-            ("weight", network.tensors),
-            ("statistic", network.statistics),
-        )
-        parts = [
-            Fragment(one.name, kind, module.values_of(one).data.view(-1), 0, one.elements)
-            for kind, tensors in kinds
-            for one in tensors
-        ]
-        load(found, parts)
-        return evaluate(module, index, config, statistics, mesh, device)
-
-
-def declared(found: Found) -> tuple[Config, Spec]:
-    """What a checkpoint says of itself. Raises CheckpointError or ConfigError."""
-    state = found.commit.state
-    if "config" not in state or "network" not in state:
-        raise CheckpointError(
-            f"checkpoint {found.folder} does not say of which network it is: another version wrote it"
-        )
-    config = config_from(state["config"], str(found.folder))
-    # As this host's CPU has it: the pixels are the same, or nearly, where the run decoded by nvJPEG.
-    data = config.data.model_copy(update={"decoder": "auto"})
-    return config.model_copy(update={"data": data}), spec_from(state["network"], str(found.folder))
-
-
-def same_statistics(found: Found, config: Config) -> Statistics:
-    """The statistics that the network was trained with. Raises CheckpointError where the file is another one now."""
-    statistics = statistics_for(config.data)
-    identity = found.commit.state.get("identity", {})
-    if "data.statistics" in identity and identity["data.statistics"] != used_digest(config.data, statistics):
-        raise CheckpointError(
-            f"checkpoint {found.folder} was trained with other statistics than those of {shown(config.data.statistics)}"
-            " (data.statistics): bring the right file back"
-        )
-    return statistics
+        mesh = make_mesh(Layout(data=dist.get_world_size()), device.type)
+        trained = load_trained(checkpoint, mesh, device)
+        check_classes(index, trained.config.network.num_classes)
+        return evaluate(trained.module, index, trained.config, trained.statistics, mesh, device)
 
 
 def share_of(config: Config, mesh: Mesh) -> Share:
@@ -190,36 +136,3 @@ def _signed(word: int) -> int:
     """A sum modulo 2**64 as the int64 with its bits: sums of int64 wrap around, so they stay sums modulo 2**64."""
     word %= 2**64
     return word - 2**64 if word >= 2**63 else word
-
-
-def agreed_decoder(config: Config, device: torch.device) -> Config:
-    """The config as the ranks can decode: where one of them has no nvJPEG none uses it. Says so. All ranks call it."""
-    if config.data.decoder != "nvjpeg":
-        return config
-    whys = [why for why in on_every_rank(lambda: missing(device)) if why]
-    if not whys:
-        return config
-    say_on_first_rank(f"data.decoder is nvjpeg, but {whys[0]}: all ranks decode on the CPU, as with auto")
-    return config.model_copy(update={"data": config.data.model_copy(update={"decoder": "auto"})})
-
-
-def agreed_arithmetic(config: Config, device: torch.device) -> Arithmetic:
-    """How the network is computed here. All ranks call it. Raises LayoutError as `agreed_compute_dtype`."""
-    sent = {"full": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.parallel.exchange]
-    return Arithmetic(
-        agreed_compute_dtype(config, device), sent, config.parallel.channels_last, config.parallel.overlap
-    )
-
-
-def agreed_compute_dtype(config: Config, device: torch.device) -> torch.dtype | None:
-    """The dtype of convolutions and products, None where they stay as the weights are. All ranks call it.
-
-    auto: bf16 where every rank's GPU has it. Raises LayoutError where it is asked for and some GPU has it not.
-    """
-    able = all(on_every_rank(lambda: device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)))
-    if config.precision == "bf16" and not able:
-        raise LayoutError("precision is bf16, but not every GPU here has it: set it to fp32, or to auto")
-    if config.precision == "fp16":
-        return torch.float16
-    chosen = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and able)
-    return torch.bfloat16 if chosen else None

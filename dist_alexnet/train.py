@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from dist_alexnet.arithmetic import agreed_arithmetic, agreed_decoder
 from dist_alexnet.checkpoint import store
 from dist_alexnet.checkpoint.saver import Saver
 from dist_alexnet.config import Config, to_yaml
@@ -20,7 +21,7 @@ from dist_alexnet.digest import Digests
 from dist_alexnet.engine import Engine, LearnedTensor
 from dist_alexnet.environment import job_ends_at_s, prepare_determinism, read_world
 from dist_alexnet.errors import ConfigError, StopRequested
-from dist_alexnet.evaluate import agreed_arithmetic, agreed_decoder, evaluate, share_of, whole_on
+from dist_alexnet.evaluate import evaluate, share_of, whole_on
 from dist_alexnet.guard.divergence import DivergenceGuard, Fault, RollbackNeeded
 from dist_alexnet.guard.heartbeat import OF_A_STEP, Heartbeat
 from dist_alexnet.guard.requests import STOP_FILE, Requests

@@ -18,7 +18,6 @@ from dist_alexnet.crash import say_error
 from dist_alexnet.engine import Fragment
 from dist_alexnet.environment import World, read_world
 from dist_alexnet.errors import LayoutError, WeightsError
-from dist_alexnet.evaluate import declared, same_statistics
 from dist_alexnet.job import network_of
 from dist_alexnet.network.sizes import Network
 from dist_alexnet.network.weights.caffe import read_caffe
@@ -29,6 +28,7 @@ from dist_alexnet.network.weights.state import State, Weights
 from dist_alexnet.network.weights.torchvision import PRESET, read_torchvision, write_torchvision
 from dist_alexnet.parallel.layout import Layout
 from dist_alexnet.parallel.start import distributed
+from dist_alexnet.trained import declared, same_statistics
 
 WRITERS: dict[str, Callable[[Weights, Path], None]] = {
     "safetensors": write_safetensors,

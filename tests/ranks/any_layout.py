@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_alexnet.arithmetic import agreed_arithmetic
 from dist_alexnet.checkpoint import store
 from dist_alexnet.checkpoint.commit import Found, read_commit
 from dist_alexnet.checkpoint.finding import resolve
 from dist_alexnet.config import Config, batches_on, config_from
 from dist_alexnet.engine import Engine, LearnedTensor
-from dist_alexnet.evaluate import agreed_arithmetic
 from dist_alexnet.job import network_of
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.network.spec import load_spec
