@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from dist_alexnet.checkpoint.flat import write_durably
 from dist_alexnet.config import Config
 from dist_alexnet.data.decode import decoder_here, libraries
 from dist_alexnet.deepspeed_json import deepspeed_json
 from dist_alexnet.environment import recorded_variables
+from shards import local
 from shards.storage import shown
 
 GIT_S = 5.0  # for each question; a folder on a slow disk has no answer then
@@ -68,7 +68,7 @@ def _write(config: Config, generation: int, layout: dict[str, int], hosts: Seque
     }
     with suppress(OSError):
         path = config.run_folder / "generations" / f"g{generation:04d}.json"
-        write_durably(path, json.dumps(record, indent=1).encode())
+        local.write(path, json.dumps(record, indent=1).encode())
 
 
 def versions() -> dict[str, str | None]:

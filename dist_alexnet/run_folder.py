@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_alexnet.checkpoint.finding import POINTER, ROOT
-from dist_alexnet.checkpoint.flat import write_durably
 from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.environment import launch_id
 from dist_alexnet.errors import RunFolderError
 from dist_alexnet.track.jsonl import JsonLines, live_lines, read_lines, starts
+from shards import local
 from shards.errors import DistAlexnetError
 from shards.storage import create
 
@@ -93,7 +93,7 @@ def _claim_place(config: Config, identity: dict[str, Any], resume: str) -> None:
             raise RunFolderError(
                 f"{place} (checkpoint.url) holds a run already and --resume is never: choose another, or --resume auto"
             )
-    write_durably(pointer, f"{place.url}\n".encode())
+    local.write(pointer, f"{place.url}\n".encode())
 
 
 def _check_owner(known: Any, name: str, identity: dict[str, Any], where: str) -> None:
@@ -140,7 +140,7 @@ def take_generation(config: Config) -> int:
             and create(str(folder / f"g{number:04d}.yaml"), to_yaml(config).encode())
         ):
             number += 1
-        write_durably(config.run_folder / "config.yaml", to_yaml(config).encode())
+        local.write(config.run_folder / "config.yaml", to_yaml(config).encode())
     except OSError as error:
         raise RunFolderError(f"run folder {config.run_folder} cannot be used: {error}") from error
     return number
@@ -193,7 +193,7 @@ def write_outcome(folder: Path, generation: int | None, cause: str, code: int) -
     with suppress(OSError):
         if generation is not None and (folder / "generations" / f"g{generation + 1:04d}.yaml").exists():
             return  # this start has a successor, whose end it is not
-        write_durably(folder / "outcome.json", json.dumps(record).encode())
+        local.write(folder / "outcome.json", json.dumps(record).encode())
 
 
 def end_if_first(folder: Path, generation: int, cause: str, step: int) -> bool:

@@ -6,13 +6,11 @@ again with growing pauses, and each failure is said. Nothing here starts a proce
 """
 
 import errno
-import glob
 import io
 import logging
 import os
 import random
 import re
-import secrets
 import socket
 import tempfile
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from shards.direct import DirectFile
+from shards import local
 from shards.errors import InputError, StorageFault
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
@@ -297,12 +295,11 @@ def write_atomic(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
     path = local_path(url)
     try:
         if path is not None:
-            _write_local(path, data)
+            local.write(path, data)
         else:
             _write_remote(url, data)
     except OSError as exc:
-        kind = InputError if exc.errno in USERS_MISTAKES else StorageFault
-        raise kind(f"cannot write {shown(url)}: {exc.strerror or type(exc).__name__}") from exc
+        raise _unwritten(url, exc) from exc
 
 
 def create(url: str, data: bytes) -> bool:
@@ -314,7 +311,10 @@ def create(url: str, data: bytes) -> bool:
     """
     path = local_path(url)
     if path is not None:
-        return _create_local(path, data)
+        try:
+            return local.create(path, data)
+        except OSError as exc:
+            raise _unwritten(url, exc) from exc
     if _scheme(url) not in CONDITIONAL:
         if exists(url):
             return False
@@ -331,73 +331,7 @@ def remove_leftovers(url: str) -> None:
     """Take away what writers of this local file left behind when they were killed. Only where nobody writes it now."""
     path = local_path(url)
     if path is not None:
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-
-def _write_local(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
-    _make_folders(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb", buffering=0) as file:
-            if callable(data):
-                direct = DirectFile(file.fileno())
-                data(cast(BinaryIO, direct))
-                direct.flush()
-            else:
-                left = memoryview(data)
-                while left:
-                    left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_names(path.parent)
-
-
-def _create_local(path: Path, data: bytes) -> bool:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
-    write_atomic(str(draft), data)
-    try:
-        os.link(draft, path)
-        _sync_names(path.parent)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        return _create_unlinked(path, data)
-    finally:
-        draft.unlink()
-    return True
-
-
-def _create_unlinked(path: Path, data: bytes) -> bool:
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    except OSError as exc:
-        raise _fault(str(path), exc) from exc
-    return True
-
-
-def _make_folders(folder: Path) -> None:
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in made:
-        _sync_names(one.parent)
-
-
-def _sync_names(folder: Path) -> None:
-    """A new name itself must survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        local.remove_leftovers(path)
 
 
 def _write_remote(url: str, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -559,6 +493,11 @@ def _fault(url: str, exc: Exception, tries: str = "") -> StorageFault:
         return Missing(f"{shown(url)} is missing: check the path, or bring the file back")
     what = f"{_what(exc)}{tries}"
     return StorageFault(f"{shown(url)} could not be read or written ({what}): check the storage, then start again")
+
+
+def _unwritten(url: str, exc: OSError) -> InputError | StorageFault:
+    kind = InputError if exc.errno in USERS_MISTAKES else StorageFault
+    return kind(f"cannot write {shown(url)}: {exc.strerror or type(exc).__name__}")
 
 
 def _what(exc: Exception) -> str:

@@ -9,11 +9,8 @@ the chunks with weights_only=True, so reading a checkpoint runs none of its auth
 import hashlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
@@ -196,22 +193,3 @@ def _of_its_own(values: Any) -> Tensor:
     """On the CPU, and no view into something larger: torch.save writes all of what a view looks into."""
     here: Tensor = values.detach().cpu()
     return here.clone() if here.untyped_storage().nbytes() != here.nbytes else here
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, after a power cut too, or not at all. Of two writers the last wins."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from dist_alexnet.checkpoint.flat import write_durably
 from dist_alexnet.config import load_config
 from dist_alexnet.drill.faults import FAULTS
 from dist_alexnet.drill.fits import cannot_strike, check_can_drill, other_layouts
@@ -28,6 +27,7 @@ from dist_alexnet.drill.verdict import Verdict, judge
 from dist_alexnet.errors import ConfigError, DrillError, RunFolderError
 from dist_alexnet.job import make_job
 from dist_alexnet.track.jsonl import JsonLines, read_lines
+from shards import local
 
 UNBROKEN = "unbroken"
 MISSES = 20  # of one fault in a row
@@ -95,7 +95,7 @@ class Drill:
         finally:
             end_all(self.mark)
             self.spent_s = time.monotonic() - began_s
-            write_durably(self.to / "report.json", json.dumps(self.report().as_dict(), indent=1).encode())
+            local.write(self.to / "report.json", json.dumps(self.report().as_dict(), indent=1).encode())
 
     def report(self) -> Report:
         """What has been found so far."""
@@ -215,7 +215,7 @@ class Drill:
             elif any(self.to.iterdir()):
                 raise RunFolderError(f"{self.to} holds files of something that is no drill: give another with --to")
             else:
-                write_durably(known, json.dumps(now, indent=1).encode())
+                local.write(known, json.dumps(now, indent=1).encode())
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.to} cannot be used: {error}") from error
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_alexnet.checkpoint.contents import CONTENTS, check_file_name, read_contents
-from dist_alexnet.checkpoint.flat import FlatChunk, write_durably
+from dist_alexnet.checkpoint.flat import FlatChunk
 from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.errors import CheckpointError
 
@@ -126,14 +126,3 @@ def test_a_chunk_only_carries_its_range() -> None:
     assert chunk.__get_tensor_shard__(None) is values  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="it only carries a range"):
         chunk.sum()
-
-
-def test_a_durable_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_durably(path, b"first")
-    write_durably(path, b"second")
-    assert path.read_bytes() == b"second"
-    with pytest.raises(TypeError):
-        write_durably(path, None)  # type: ignore[arg-type]
-    assert path.read_bytes() == b"second"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
