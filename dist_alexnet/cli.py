@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dist_alexnet.cli_checkpoint import checkpoint_app
+from dist_alexnet.cli_judge import evaluate, predict
+from dist_alexnet.cli_output import check_can_write, say_on_rank_0
 from dist_alexnet.cli_shards import shards_app
+from dist_alexnet.cli_track import track_app
 
 app = typer.Typer(
     name="dist-alexnet",
@@ -22,6 +25,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(config_app, name="config")
 app.add_typer(network_app, name="network")
 app.add_typer(shards_app, name="shards")
+app.add_typer(track_app, name="track")
 
 Config = Annotated[str, typer.Argument(help="YAML file, such as configs/quickstart.yaml", show_default=False)]
 Overrides = Annotated[
@@ -54,7 +58,7 @@ def train(
     if dry_run:
         from dist_alexnet.job import describe
 
-        _say_on_rank_0(describe(load_config(config, overrides or ())))
+        say_on_rank_0(describe(load_config(config, overrides or ())))
         return
     if read_world().world_size == 1:
         load_config(config, overrides or ())  # a mistake is said before torch is imported
@@ -63,24 +67,8 @@ def train(
     train_together(lambda: load_config(config, overrides or ()), resume)
 
 
-@app.command()
-def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="path or URL of a step, or of a run: its newest good step")],
-    shards: Annotated[str, typer.Option(help="index or pattern of the validation shards", show_default=False)],
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the result to this file")] = None,
-    local_rank: LocalRank = 0,
-) -> None:
-    """Loss, top-1 and top-5 of a checkpoint over every image exactly once."""
-    _check_can_write(json_file)
-    from dist_alexnet.evaluate import evaluate_checkpoint
-
-    result = evaluate_checkpoint(checkpoint, shards)
-    _say_on_rank_0(
-        f"loss {result.loss:.4f}  top1 {result.top1:.4f}  top5 {result.top5:.4f}  "
-        f"images {result.images}  keys {result.keys_digest}"
-    )
-    if json_file is not None and _rank() == 0:
-        _write_json(json_file, result.as_dict())
+app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command("export")
@@ -121,6 +109,22 @@ def attempts(run_dir: Annotated[Path, typer.Argument(help="run folder", metavar=
 
 
 @app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="run folder", metavar="RUN_DIR", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="the page to write; RUN_DIR/report.html without it", show_default=False)
+    ] = None,
+    images: Annotated[
+        int, typer.Option(help="pictures of each set that the network looks at, spread over it; 0: all", min=0)
+    ] = 2000,
+) -> None:
+    """Write one self-contained HTML page that shows a run, and its pictures to RUN_DIR/pictures."""
+    from dist_alexnet.report.story import report as write_report
+
+    typer.echo(f"report {write_report(run_dir, to, images)}")
+
+
+@app.command()
 def doctor(
     config: Config,
     overrides: Overrides = None,
@@ -135,7 +139,7 @@ def doctor(
     local_rank: LocalRank = 0,
 ) -> None:
     """Say what would fail, a line a check: alone, or on all ranks under the launcher of the run. Trains nothing."""
-    _check_can_write(json_file)
+    check_can_write(json_file)
     from dist_alexnet.config import load_config
     from dist_alexnet.doctor.run import doctor as examine
 
@@ -240,28 +244,3 @@ def network_show(
     network = network_for(load_spec(name), num_classes=num_classes, width=width, image_size=image_size)
     ranks = None if layout is None else layout_text(network, read_layout(layout, network), batch_size, exchange)
     typer.echo(layers_text(network) + ("" if ranks is None else f"\n\n{ranks}"))
-
-
-def _rank() -> int:
-    from dist_alexnet.environment import read_world
-
-    return read_world().rank
-
-
-def _say_on_rank_0(text: str) -> None:
-    if _rank() == 0:
-        typer.echo(text)
-
-
-def _check_can_write(file: Path | None) -> None:
-    """Before the long work and not after it."""
-    from shards.errors import InputError
-
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        raise InputError(f"--json {file} cannot be written: give a file name in a folder that exists")
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)

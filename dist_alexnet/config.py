@@ -36,6 +36,17 @@ class Section(BaseModel):
     )
 
 
+def _checked_url(key: str, url: str | None) -> str | None:
+    """The URL. Raises ValueError where it holds a secret."""
+    if url is not None and shown(url) != url:
+        raise ValueError(
+            f"{key}: the URL {shown(url)} has a user, a password or a query, which would stand in config.yaml, "
+            "checkpoints and W&B: give secrets to the client library by its environment variables or its credentials "
+            "file"
+        )
+    return url
+
+
 class Run(Section):
     name: str = Field("alexnet", description="name of the run: its folder is <dir>/<name>", pattern=r"^[\w.-]+$")
     dir: str = Field("runs", description="folder of runs, on a file system that all nodes share")
@@ -161,13 +172,7 @@ class Data(Section):
     @field_validator("train", "val", "statistics")
     @classmethod
     def _without_secrets(cls, url: str | None, info: ValidationInfo) -> str | None:
-        if url is not None and shown(url) != url:
-            raise ValueError(
-                f"data.{info.field_name}: the URL {shown(url)} has a user, a password or a query, which would stand in "
-                "config.yaml, checkpoints and W&B: give secrets to the client library by its environment variables or "
-                "its credentials file"
-            )
-        return url
+        return _checked_url(f"data.{info.field_name}", url)
 
     @model_validator(mode="after")
     def _fits(self) -> "Data":
@@ -195,6 +200,32 @@ class Network(Section):
         description="parts of the global batch that are normalised apart, divides it; auto: as many, a power of two, "
         "as leave 32 images to each",
     )
+
+
+class Finetune(Section):
+    source: str | None = Field(
+        None,
+        alias="from",
+        description="checkpoint whose weights and running statistics, but no momentum, a new run begins with: path or "
+        "URL of a step, or of a run (its newest step); read at the start of the run only",
+    )
+    new_layers: tuple[str, ...] = Field(
+        (), description="layers that begin as those of a fresh network, such as [fc8] for other classes"
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        return _checked_url("finetune.from", url)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Finetune":
+        if self.new_layers and self.source is None:
+            raise ValueError(
+                f"finetune.new_layers is {list(self.new_layers)}, but finetune.from is not set: a run from nothing "
+                "draws all of its layers anew"
+            )
+        return self
 
 
 class Parallel(Section):
@@ -427,11 +458,35 @@ class Wandb(Section):
     )
     project: str = Field("dist-alexnet", description="W&B project")
     entity: str | None = Field(None, description="W&B user or team")
+    tags: tuple[str, ...] = Field((), description="labels by which runs are found again")
+    group: str | None = Field(None, description="name under which runs are shown together")
+    notes: str | None = Field(None, description="a sentence about the run")
+    job_type: str | None = Field(None, description="kind of run inside of a group, such as train or ablation")
+    alerts: bool = Field(True, description="message its owner when a start ends but by being done, or is rolled back")
+    save_code: bool = Field(False, description="keep the code and the config as an artifact")
+    checkpoints: bool = Field(False, description="name each checkpoint as a reference artifact: its URL, no copy")
+    system_metrics: Literal["primary", "nodes"] = Field(
+        "primary",
+        description="CPU, GPU and network of rank 0's host; nodes: of all hosts, by W&B's shared mode, which is "
+        "experimental there: what the service has is then not cut back on a resume",
+    )
 
 
 class Log(Section):
     every_steps: Positive = Field(20, description="steps between two lines of metrics")
+    norms: bool = Field(
+        True, description="in each line also L2 norms of gradient, weights and update of every tensor of the network"
+    )
+    peak_tflops: float | None = Field(
+        None,
+        gt=0,
+        description="TFLOP/s of which one device is capable in this precision, for speed/mfu; null: by the GPU's name, "
+        "where it is a known one",
+    )
     sample_keys: bool = Field(False, description="write the keys that each rank saw to keys/rank-NNNNN.jsonl")
+    pictures: bool = Field(
+        True, description="after each evaluation draw filters, a batch and predictions to <run folder>/pictures"
+    )
     digest_every_steps: Positive | None = Field(
         None, description="steps between two digests of weights and state in digests.jsonl, the same on every layout"
     )
@@ -442,6 +497,7 @@ class Config(Section):
     run: Run = Run()
     data: Data = Data()
     network: Network = Network()
+    finetune: Finetune = Finetune()
     parallel: Parallel = Parallel()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -7,7 +7,8 @@ stands what it knows nothing of: the sum over replicas, and the loss scale of fp
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,9 +26,9 @@ from dist_alexnet.parallel.agree import on_every_rank
 from dist_alexnet.parallel.buckets import sum_in_buckets
 from dist_alexnet.parallel.layout import LogicalTensor, owned_rows
 from dist_alexnet.parallel.mesh import Mesh, ModelParallelUnit
-from dist_alexnet.zero import LARGEST, Loading, Zero
+from dist_alexnet.zero import LARGEST, Held, Loading, Zero
 
-Kind = Literal["weight", "momentum", "square", "statistic"]
+Kind = Literal["weight", "momentum", "square", "statistic", "gradient", "change"]  # the last two are never kept
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,11 @@ class Engine:
         All ranks call it. Slow.
         """
         own = [one.parameter for one in self.learned]
-        numbers = on_every_rank(lambda: self._zero.not_finite(own))
+
+        def found() -> list[int]:
+            return [n for n, _, values in self._zero.own_gradients(own) if not values.abs().le(LARGEST).all()]
+
+        numbers = on_every_rank(found)
         return [self.learned[number] for number in sorted(set().union(*numbers))]
 
     def before_reducing(self, tell: Callable[[], None]) -> None:
@@ -197,19 +202,49 @@ class Engine:
             held = self._zero.place(one.parameter)
             if held is None:
                 continue
-            offset = owned_rows(one.tensor, self.mesh.place).start * one.tensor.row_elements + held.start
-            yield Fragment(one.tensor.name, "weight", held.of(held.owner), offset, one.tensor.elements)
+            yield self._fragment(one, "weight", held.of(held.owner), held)
             for kind, values in self._rule.state_of(held.owner).items():
-                yield Fragment(one.tensor.name, kind, held.of(values), offset, one.tensor.elements)
+                yield self._fragment(one, kind, held.of(values), held)
         for tensor, values in self.carried:
             offset = owned_rows(tensor, self.mesh.place).start * tensor.row_elements
             yield Fragment(tensor.name, "statistic", values.detach().view(-1), offset, tensor.elements)
 
     def fragments_to_save(self) -> Iterator[Fragment]:
         """The fragments that this rank writes: over all ranks, each element of each tensor exactly once."""
+        return self._counted_once(self.fragments())
+
+    def gradients(self) -> Iterator[Fragment]:
+        """Of the whole batch, unscaled and not clipped yet, between `health` and `step`; shared out as for a save."""
+        return self._counted_once(
+            self._fragment(self.learned[number], "gradient", values, held)
+            for number, held, values in self._zero.own_gradients([one.parameter for one in self.learned])
+        )
+
+    @contextmanager
+    def telling(self, tell: Callable[[Fragment], None]) -> Iterator[None]:
+        """Every `step` inside tells what it adds to the weights; shared out as for a save. Takes memory for a tensor.
+
+        A tensor whose rate is 0, and all of a step that is dropped, are not told of.
+        """
+
+        def changed(owner: Tensor, change: Tensor) -> None:
+            for one in self.learned:
+                held = self._zero.place(one.parameter)
+                if held is not None and held.owner is owner:
+                    for part in self._counted_once([self._fragment(one, "change", held.of(change), held)]):
+                        tell(part)
+
+        self._rule.tell = changed
+        try:
+            yield
+        finally:
+            self._rule.tell = None
+
+    def _counted_once(self, fragments: Iterable[Fragment]) -> Iterator[Fragment]:
+        """What this rank answers for, of fragments of which some lie on several ranks."""
         layout, place = self.mesh.layout, self.mesh.place
         cuts = {tensor.name: tensor.cut for tensor in self._tensors()}
-        for fragment in self.fragments():
+        for fragment in fragments:
             if cuts[fragment.name] == "column" and place.replica > 0:
                 continue  # convolutions are the same on all replicas
             whole = self.stage == 0 or fragment.kind == "statistic"  # the rest ZeRO has cut already
@@ -220,6 +255,10 @@ class Engine:
                 yield Fragment(
                     fragment.name, fragment.kind, fragment.values[start:stop], fragment.offset + start, fragment.total
                 )
+
+    def _fragment(self, one: LearnedTensor, kind: Kind, values: Tensor, held: Held) -> Fragment:
+        offset = owned_rows(one.tensor, self.mesh.place).start * one.tensor.row_elements + held.start
+        return Fragment(one.tensor.name, kind, values, offset, one.tensor.elements)
 
     def is_finite(self) -> bool:
         """Whether every weight is, on every rank. All ranks call it."""

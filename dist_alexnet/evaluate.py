@@ -1,9 +1,8 @@
 """The story of an evaluation: every image of the validation set once, on any number of ranks, or no figure at all."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -13,17 +12,12 @@ from dist_alexnet.config import Config
 from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.loader import Share, evaluation_batches
 from dist_alexnet.data.statistics import Statistics, mean_pixels
-from dist_alexnet.environment import read_world
 from dist_alexnet.errors import EvaluationError
-from dist_alexnet.job import check_classes
 from dist_alexnet.parallel.agree import on_every_rank, together
 from dist_alexnet.parallel.collectives import gather_over_columns
-from dist_alexnet.parallel.layout import Layout
-from dist_alexnet.parallel.mesh import Mesh, make_mesh
-from dist_alexnet.parallel.start import distributed
+from dist_alexnet.parallel.mesh import Mesh
 from dist_alexnet.track.meter import batch_sums
-from dist_alexnet.trained import load_trained
-from shards.index import ShardIndex, key_digest, read_index
+from shards.index import ShardIndex, key_digest
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -39,20 +33,6 @@ class Evaluation:
     bad_images: int
     keys_digest: str  # hex; the sum of the keys' digests, equal to the index's
     faults: tuple[Fault, ...] = ()  # the bad images; `position` is the number in the index
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures and the bad images, as plain values."""
-        return asdict(self)
-
-
-def evaluate_checkpoint(checkpoint: str | Path, shards: str) -> Evaluation:
-    """Evaluate the weights of a checkpoint (path or URL of a step or a run) on a set of shards, over all ranks."""
-    with distributed(read_world()) as device:
-        index = together(lambda: read_index(shards))
-        mesh = make_mesh(Layout(data=dist.get_world_size()), device.type)
-        trained = load_trained(checkpoint, mesh, device)
-        check_classes(index, trained.config.network.num_classes)
-        return evaluate(trained.module, index, trained.config, trained.statistics, mesh, device)
 
 
 def share_of(config: Config, mesh: Mesh) -> Share:
@@ -79,11 +59,13 @@ def evaluate(
     statistics: Statistics,
     mesh: Mesh,
     device: torch.device,
-    after_each: Callable[[], None] = lambda: None,
+    after_each: Callable[[Batch], None] = lambda batch: None,
+    views: int = 1,
 ) -> Evaluation:
     """Loss, top-1 and top-5 of `forward` (in evaluation mode) over the whole index; all ranks get the same figures.
 
-    after_each: called equally often on all ranks; what it raises ends the evaluation.
+    after_each: called equally often on all ranks, with what this rank loaded; what it raises ends the evaluation.
+    views: 1, or 10, where `forward` gets ten rows of each image, next to each other, and answers with one.
 
     Raises EvaluationError on every rank unless each image was counted exactly once: by count, and by an order-free
     digest of the keys against the index.
@@ -95,16 +77,17 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, decoded: of the model group
     seen = torch.zeros(2, dtype=torch.int64)  # images and the sum of their keys' digests: what this rank loaded
     batches = together(  # a node may be unable to make its cache
-        lambda: evaluation_batches(index, config, share_of(config, mesh), pin_memory=device.type == "cuda")
+        lambda: evaluation_batches(index, config, share_of(config, mesh), device.type == "cuda", views)
     )
-    for batch in batches:
-        here = whole_on(batch, config, mesh, device)
-        loss_B, ahead_B, weight_B = forward(here.inputs(mean_3SS), here.label_b, here.weight_b, here.position_b)
-        sums += batch_sums(loss_B, ahead_B, weight_B)
-        if names_seen:
-            seen += torch.tensor([len(batch.keys), _signed(sum(map(key_digest, batch.keys)))])
-            faults += batch.faults
-        after_each()
+    with closing(batches):  # its workers end here, also where a stop was asked for
+        for batch in batches:
+            here = whole_on(batch, config, mesh, device)
+            loss_B, ahead_B, weight_B = forward(here.inputs(mean_3SS), here.label_b, here.weight_b, here.position_b)
+            sums += batch_sums(loss_B, ahead_B, weight_B)
+            if names_seen:
+                seen += torch.tensor([len(batch.keys), _signed(sum(map(key_digest, batch.keys)))])
+                faults += batch.faults
+            after_each(batch)
     if place.model_rank > 0:
         sums.zero_()  # every rank of a model group has the same sums
     dist.all_reduce(sums)

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from dist_alexnet.config import Batches, Config, batches_on
+from dist_alexnet.checkpoint.store import check
+from dist_alexnet.config import Batches, Config, batches_on, config_from
 from dist_alexnet.data.decode import decoder_here, decoder_identity
 from dist_alexnet.data.statistics import Statistics, statistics_for, used_digest
 from dist_alexnet.deepspeed_json import deepspeed_json
 from dist_alexnet.environment import read_world
-from dist_alexnet.errors import ConfigError
+from dist_alexnet.errors import CheckpointError, ConfigError
+from dist_alexnet.finetune import Source, check_fits, source_of
 from dist_alexnet.network.batch_norm import Parts, parts_on
 from dist_alexnet.network.build import check_layout
 from dist_alexnet.network.sizes import Network, network_for
-from dist_alexnet.network.spec import Spec, load_spec
+from dist_alexnet.network.spec import Spec, load_spec, spec_from
 from dist_alexnet.parallel.layout import Layout
 from shards.index import ShardIndex, read_index
 
@@ -33,6 +35,7 @@ class Job:
     train: ShardIndex
     val: ShardIndex | None
     statistics: Statistics  # of pixels: for mean and colour noise
+    source: Source | None = None  # what the run begins with, where that is the weights of another
 
     @property
     def total_steps(self) -> int:
@@ -76,10 +79,19 @@ class Job:
             **({"network.batch_norm_groups": self.config.batch_norm_parts} if self.network.statistics else {}),
             **{f"network.{key}": config["network"][key] for key in ("num_classes", "width", "dropout")},
             **{f"network.{key}": value for key, value in self.network.as_dict().items()},
+            **self._what_it_begins_with(),
             "optimizer": self.config.optimizer.chosen(),
             "run.seed": config["run"]["seed"],
             "schedule": self.config.schedule.chosen(),
             **self._what_rates_hang_on(),
+        }
+
+    def _what_it_begins_with(self) -> dict[str, Any]:
+        if self.source is None:
+            return {}
+        return {
+            "finetune.digest": self.source.digest,
+            "finetune.new_layers": sorted(set(self.config.finetune.new_layers)),
         }
 
     def _what_rates_hang_on(self) -> dict[str, Any]:
@@ -97,8 +109,11 @@ def exact(number: float) -> Fraction:
     return Fraction(str(number))
 
 
-def make_job(config: Config, world_size: int) -> Job:
-    """Read the indexes and fit network, layout and batch to `world_size` ranks. Raises InputErrors; starts nothing."""
+def make_job(config: Config, world_size: int, resume: str = "auto") -> Job:
+    """Read the indexes and fit network, layout and batch to `world_size` ranks. Raises InputErrors; starts nothing.
+
+    resume: as `train` has it; a checkpoint that it names knows what its run began with.
+    """
     if config.data.train is None:
         raise ConfigError("data.train is not set, expected the URL of an index such as data/digits/train.index.json")
     batches = batches_on(config, world_size)
@@ -117,7 +132,10 @@ def make_job(config: Config, world_size: int) -> Job:
         raise ConfigError(
             f"the training set has {len(train)} images, expected at least data.batch_size ({config.data.batch_size})"
         )
-    job = Job(config, spec, network, layout, batches, train, val, statistics_for(config.data))
+    source = source_of(config, resume)
+    if source is not None:
+        check_source(config, network, source)
+    job = Job(config, spec, network, layout, batches, train, val, statistics_for(config.data), source)
     _ = job.batch_norm_parts  # refused now, and not when the network is made
     return job
 
@@ -131,6 +149,17 @@ def network_of(config: Config, spec: Spec) -> Network:
         image_size=config.data.image_size,
         dropout=config.network.dropout,
     )
+
+
+def check_source(config: Config, network: Network, source: Source) -> None:
+    """Raise CheckpointError or ConfigError where a run cannot begin with `source`. One that has begun is let be."""
+    if source.commit is None:
+        return
+    where, state = str(source.folder), source.commit.state
+    if "config" not in state or "network" not in state:
+        raise CheckpointError(f"checkpoint {where} (finetune.from) does not say of which network it is")
+    theirs = network_of(config_from(state["config"], where), spec_from(state["network"], where))
+    check_fits(config.finetune.new_layers, network, theirs, where)
 
 
 def check_phases(config: Config, network: Network) -> None:
@@ -156,6 +185,12 @@ def describe(config: Config) -> str:
     val = f"{len(job.val)} images" if job.val is not None else "none"
     unseen = job.total_steps * config.data.batch_size % len(job.train)
     decoder = decoder_here(config.data.decoder)
+    begins: list[str] = []
+    if job.source is not None:
+        new = ", ".join(config.finetune.new_layers) or "none"
+        begins = [f"begins     with {job.source.folder}, step {job.source.step}; new layers: {new}"]
+        if job.source.commit is not None:
+            check(job.source.folder)
     lines = [
         f"run        {config.run_folder}: {job.total_steps} steps of {config.data.batch_size} images; the last epoch "
         + (f"ends after {unseen} of {len(job.train)}" if unseen else "is whole"),
@@ -163,6 +198,7 @@ def describe(config: Config) -> str:
         f"val        {val}",
         f"decoder    {decoder} " + ("if every rank has it" if decoder == "nvjpeg" else "on this host"),
         f"network    {config.network.name}: {job.network.parameters:,} parameters",
+        *begins,
         f"layout     {layout.data} data x {layout.replicas} replicas x {layout.columns} columns, ZeRO stage "
         f"{config.parallel.zero_stage}",
         f"batch      {batches.accumulation} x {batches.micro_batch} images a model group, "

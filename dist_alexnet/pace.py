@@ -27,6 +27,10 @@ class Pace:
             plateau_drops,
         )
 
+    def line_is_due(self, step: int) -> bool:
+        """Whether a line of metrics is: by the settings, or because this is the last step."""
+        return step % self._config.log.every_steps == 0 or step == self._job.total_steps
+
     def evaluation_is_due(self, step: int) -> bool:
         """Whether one is by the settings; the last step's comes anyway."""
         return self._due(step, self._config.evaluate.every_steps, self._config.evaluate.every_epochs)

@@ -2,6 +2,7 @@
 
 identity.json          what makes it this run and no other; written by the first start, compared by all others
 config.yaml            the resolved config of the newest start
+finetune.json          the checkpoint that the run began with, where there is one (finetune.py)
 generations/g0002.yaml one file a start, created exclusively: that start's number and its resolved config
 attempts.jsonl         a line a start and a line an end
 outcome.json           how the newest start ended, for whoever launched it

@@ -3,7 +3,7 @@
 The receipt says which one, what was passed over and why, and what has changed since it was written.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dist_alexnet.config import Config, flattened
 from dist_alexnet.engine import Engine
 from dist_alexnet.environment import is_restart, launch_id
 from dist_alexnet.errors import CheckpointError
+from dist_alexnet.finetune import IN_STATE, begin_with
 from dist_alexnet.guard.divergence import DivergenceGuard, Fault
 from dist_alexnet.job import Job
 from dist_alexnet.network.build import ColumnNetwork
@@ -23,6 +24,7 @@ from dist_alexnet.parallel.agree import on_first_rank
 from dist_alexnet.run_folder import check_identity
 from dist_alexnet.track.jsonl import last_steps, starts
 from dist_alexnet.track.meter import Meter
+from shards.index import ShardIndex
 
 OF_A_RUN = {"best", "engine", "evaluation_pending", "identity", "meter", "plateau", "samples"}
 
@@ -36,6 +38,7 @@ class Standing:
     evaluation_pending: bool = False  # one was interrupted by a request to stop
     stands_on: int | None = None  # generation of the checkpoint taken up; None: the start, or another run's
     taken_up: str | None = None  # URL of that checkpoint
+    wandb_id: str | None = None  # of this run; another run's checkpoint does not give its own on
     receipt: list[str] = field(default_factory=list)
 
     def is_best(self, step: int, top1: float) -> bool:
@@ -63,6 +66,17 @@ def resume_now(folder: Path, resume: str) -> str:
     return "auto" if saved or resume == "never" else resume
 
 
+def with_one_source(job: Job) -> Job:
+    """The job with rank 0's choice of the checkpoint that the run begins with, checked while nothing is claimed yet.
+
+    All ranks call it. Raises CheckpointError, or StorageFault.
+    """
+    source = on_first_rank(lambda: job.source)
+    if source is not None and source.commit is not None:
+        store.verified(source.folder)
+    return replace(job, source=source)
+
+
 @dataclass(frozen=True)
 class Kept:
     """What of a run, beside its standing, a checkpoint keeps."""
@@ -79,11 +93,11 @@ def take_up(config: Config, job: Job, resume: str, kept: Kept) -> Standing:
     Raises CheckpointError, RunFolderError where it is another run's, StorageFault where it cannot be read just now.
     """
     if resume == "never":
-        return Standing()
+        return Standing(receipt=_begun(job, kept))
     if resume == "auto":
         found, passed_over = store.newest_good(config.run_folder)
         if found is None:
-            return Standing()
+            return Standing(receipt=_begun(job, kept))
     else:
         found, passed_over = store.find(resume)
     return _loaded(found, passed_over, config, job, kept)
@@ -106,9 +120,16 @@ def roll_back(config: Config, job: Job, resume: str, kept: Kept, fault: Fault) -
         kept.meter.restore({})
         kept.plateau.restore(Plateau(config.schedule).state())
         kept.guard.restore(None)
-        standing = Standing(receipt=["back to the start: there is no checkpoint yet"])
+        standing = Standing(receipt=["back to the start: there is no checkpoint yet", *_begun(job, kept)])
     standing.receipt.append(str(kept.guard.rolled_back(fault, standing.step, config.data.batch_size)))
     return standing
+
+
+def _begun(job: Job, kept: Kept) -> list[str]:
+    """What a run begins with beside its own initial values, loaded; what to say about it."""
+    if job.source is None:
+        return []
+    return begin_with(job.source, job.config.finetune.new_layers, job.network, kept.engine)
 
 
 def _newest_stood_on(run_folder: Path) -> tuple[Found | None, list[str]]:
@@ -135,7 +156,7 @@ def _loaded(found: Found, passed_over: list[str], config: Config, job: Job, kept
     if not commit.state.keys() >= OF_A_RUN:
         raise CheckpointError(
             f"checkpoint {found.folder} does not say how its run stood: it holds weights only (then evaluate or "
-            "export it), or another version wrote it"
+            "export it, or begin a new run with it by finetune.from), or another version wrote it"
         )
     check_identity(commit.state["identity"], job.identity, f"checkpoint {found.folder}")
     with kept.engine.loading():
@@ -144,12 +165,14 @@ def _loaded(found: Found, passed_over: list[str], config: Config, job: Job, kept
     kept.engine.restore(commit.state["engine"])
     kept.plateau.restore(commit.state["plateau"])
     kept.guard.restore(commit.state.get("divergence"))
+    own = root_of(config.run_folder).holds(found.folder)
     return Standing(
         step=commit.step,
         best=commit.state["best"],
         evaluation_pending=commit.state["evaluation_pending"],
         taken_up=found.folder.url,
-        stands_on=commit.generation if root_of(config.run_folder).holds(found.folder) else None,
+        stands_on=commit.generation if own else None,
+        wandb_id=commit.state.get("wandb_id") if own else None,
         receipt=[*_receipt(found, passed_over, config, job), *map(str, kept.guard.skipped)],
     )
 
@@ -168,6 +191,9 @@ def to_keep(standing: Standing, config: Config, job: Job, kept: Kept) -> Any:
         "config": config.model_dump(mode="json"),
         "network": job.spec.model_dump(mode="json"),
         "classes": job.train.classes,
+        "class_words": _words(job.train),
+        "wandb_id": standing.wandb_id,
+        **({} if job.source is None else {IN_STATE: job.source.record()}),
     }
 
 
@@ -189,3 +215,9 @@ def _changes(commit: Commit, layout: dict[str, int], config: Config) -> str:
     if commit.layout != layout:
         changed.insert(0, f"layout {commit.layout} -> {layout}")
     return f"changed since: {', '.join(changed)}" if changed else "layout and settings are the same"
+
+
+def _words(index: ShardIndex) -> list[str] | None:
+    """What the classes are in words, where the makers of the set said it: wnids tell a reader little."""
+    words = [info.get("words") for info in index.class_info or ()]
+    return [str(word) for word in words] if words and all(words) else None

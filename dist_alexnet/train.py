@@ -1,8 +1,7 @@
 """The story of a run, top to bottom: set up, take up where it stood, step by step, log, evaluate, save."""
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from dist_alexnet.checkpoint.saver import Saver
 from dist_alexnet.config import Config, to_yaml
 from dist_alexnet.crash import say_error, traceback_in
 from dist_alexnet.data.batch import Batch
+from dist_alexnet.data.feed import Feed
 from dist_alexnet.data.loader import shards_read, training_batches
 from dist_alexnet.data.statistics import mean_pixels
 from dist_alexnet.digest import Digests
@@ -22,12 +22,14 @@ from dist_alexnet.engine import Engine, LearnedTensor
 from dist_alexnet.environment import job_ends_at_s, prepare_determinism, read_world
 from dist_alexnet.errors import ConfigError, StopRequested
 from dist_alexnet.evaluate import evaluate, share_of, whole_on
+from dist_alexnet.finetune import write_down
 from dist_alexnet.guard.divergence import DivergenceGuard, Fault, RollbackNeeded
 from dist_alexnet.guard.heartbeat import OF_A_STEP, Heartbeat
 from dist_alexnet.guard.requests import STOP_FILE, Requests
 from dist_alexnet.guard.stragglers import Stragglers
 from dist_alexnet.guard.watchdog import Watchdog
 from dist_alexnet.job import make_job
+from dist_alexnet.measures import Measures
 from dist_alexnet.network.build import ColumnNetwork
 from dist_alexnet.optim.schedules import Plateau
 from dist_alexnet.pace import Pace
@@ -45,12 +47,13 @@ from dist_alexnet.run_folder import (
     write_outcome,
 )
 from dist_alexnet.samples_seen import SamplesSeen
-from dist_alexnet.standing import Kept, layout_of, resume_now, roll_back, take_up, to_keep
+from dist_alexnet.standing import Kept, layout_of, resume_now, roll_back, take_up, to_keep, with_one_source
 from dist_alexnet.track.console import open_console
 from dist_alexnet.track.jsonl import JsonLines
 from dist_alexnet.track.meter import Meter, batch_sums
 from dist_alexnet.track.tracker import Tracker
-from dist_alexnet.track.wandb_run import WandbRun, start_wandb
+from dist_alexnet.tracking import metrics_file, open_tracker
+from dist_alexnet.training_pictures import TrainingPictures
 from shards.errors import InputError
 from shards.index import ShardIndex
 from shards.storage import GIVES_UP_S, local_path
@@ -102,7 +105,6 @@ class _Run:
         self.claimed = False
         self.generation = 0  # not taken yet
         self.heart = Heartbeat()
-        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), 0
 
     def story(self) -> None:
         """From claiming the folder to the last checkpoint."""
@@ -114,12 +116,13 @@ class _Run:
 
     def _story(self) -> None:
         self.config = agreed_decoder(self.config, self.device)
-        self.job = together(lambda: make_job(self.config, dist.get_world_size()))
+        self.job = with_one_source(together(lambda: make_job(self.config, dist.get_world_size(), self.resume)))
         sets = [index.folder for index in (self.job.train, self.job.val) if index is not None]
         if any(local_path(folder) is None for folder in sets):
             self.watchdog.load_s = GIVES_UP_S  # no run is ended whose storage is still being asked again
         self.resume = on_first_rank(lambda: resume_now(self.folder, self.resume))
         on_first_rank(lambda: claim(self.config, self.job.identity, self.resume))
+        on_first_rank(lambda: write_down(self.job.source, self.folder))
         self.claimed = True
         self.heart.enter("start")
         self.prepare()
@@ -133,7 +136,8 @@ class _Run:
         self.saver = Saver(self.folder, self.config.checkpoint)
         self.heart.enter("start")
         try:
-            self.tracker = self._tracker(first)
+            self.tracker = self._tracker()
+            self.pictures = TrainingPictures(self.config, self.job, self.engine, self.module, self.tracker)
             self._train(first)
         except StopRequested as request:
             self.tracker.message(f"stopped on request ({request}) after step {self.standing.step}, which is saved")
@@ -163,6 +167,7 @@ class _Run:
         self.pace = Pace(self.config, self.job)
         self.meter = Meter(self.device, self.mesh.data, self.config.data.batch_size)
         self.stragglers = Stragglers(self.heart)
+        self.measures = Measures(self.config, self.job, self.module.arithmetic, self.engine, self.stragglers)
         self.guard = DivergenceGuard(self.config.divergence)
         self.kept = Kept(self.engine, self.meter, self.plateau, self.guard)
         self.mean_3SS = torch.from_numpy(mean_pixels(self.config.data, self.job.statistics)).to(self.device)
@@ -207,9 +212,6 @@ class _Run:
         self.digests = Digests(self.config, self.generation)
         self.digests.taken_up(self.standing.step, self.engine)
 
-    def _metrics_file(self) -> JsonLines | None:
-        return JsonLines(self.folder / "metrics.jsonl", self.generation) if self.mesh.place.rank == 0 else None
-
     def _start_attempt(self, first: int) -> Attempt | None:
         hosts = on_every_rank(host_name)
         if self.mesh.place.rank > 0:
@@ -218,19 +220,8 @@ class _Run:
         record_start(self.config, self.generation, layout, sorted(set(hosts)), first)
         return Attempt(self.folder, self.generation, first, stands_on, layout, sorted(set(hosts)))
 
-    def _tracker(self, first: int) -> Tracker:
-        rank = self.mesh.place.rank
-        wandb: WandbRun | None = None
-        if rank == 0:
-            wandb = start_wandb(
-                self.config.log.wandb,
-                run_folder=self.folder,
-                run_name=self.config.run.name,
-                config={**self.config.model_dump(mode="json"), "layout": vars(self.job.layout)},
-                generation=self.generation,
-                resumed_step=first,
-            )
-        tracker = Tracker(self._metrics_file(), wandb, open_console(rank, self.job.total_steps, first))
+    def _tracker(self) -> Tracker:
+        tracker = open_tracker(self.config, self.job, self.standing, self.generation)
         for line in self.standing.receipt:
             tracker.message(line)
         return tracker
@@ -263,9 +254,11 @@ class _Run:
         if self.attempt is not None:
             self.attempt.rolled_back(fault.why, self.standing.step)
         self.seen.close()
+        standing.wandb_id = self.standing.wandb_id
         self.standing = standing
         self._take_generation()
-        self.tracker.go_on(self._metrics_file())
+        self.tracker.go_on(metrics_file(self.config, self.generation), self.generation, standing.step)
+        self.tracker.alert(f"{self.config.run.name} was rolled back", fault.why)
         for line in (f"rolled back: {fault.why}", *standing.receipt):
             self.tracker.message(line)
         return standing.step
@@ -273,7 +266,7 @@ class _Run:
     def _steps(self, first: int) -> None:
         """Train from step `first` to the end. Raises StopRequested once a run that was asked to stop is being saved."""
         total = self.job.total_steps
-        self.batches: Generator[Batch, None, None] = together(  # a node may be unable to make its cache
+        self.batches: Feed = together(  # a node may be unable to make its cache
             lambda: training_batches(
                 self.job.train,
                 self.config,
@@ -285,12 +278,13 @@ class _Run:
                 say=self.tracker.message if self.mesh.place.rank == 0 else None,
             )
         )
-        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), first
+        self.measures.begin(first)
         self.saved_step = first if first > 0 else -1
         if self.standing.evaluation_pending:
             self._after(first)
         for step in range(first + 1, total + 1):
-            self._step(step, self.batches)
+            with self.measures.step():
+                self._step(step, self.batches)
             self.standing.step, self.heart.under_way = step, True
             self._after(step)
         if total == 0:  # a run of no steps: the initial values, evaluated and saved
@@ -302,11 +296,10 @@ class _Run:
         seen, sums = [], torch.zeros(4, dtype=torch.float64, device=self.device)
         for _ in range(self.job.batches.accumulation):
             self.heart.enter("load", step)
-            asked_at_s = time.monotonic()
-            batch = next(batches)
-            self.waited_s += time.monotonic() - asked_at_s
+            batch = self.measures.loaded(batches)
             self.heart.enter("forward")
-            here = whole_on(batch, self.config, self.mesh, self.device)
+            with self.measures.copying():
+                here = whole_on(batch, self.config, self.mesh, self.device)
             loss_B, ahead_B, weight_B = self.engine.forward(
                 here.inputs(self.mean_3SS), here.label_b, here.weight_b, here.position_b
             )
@@ -327,7 +320,8 @@ class _Run:
         spoilt = [] if health.is_finite else [(one.layer, one.tensor.name) for one in self.engine.not_finite()]
         fault = self.guard.fault(step, health.loss, health.is_finite, spoilt)
         self.heart.enter("step")
-        self.engine.step(health, leave_out=fault is not None)
+        with self.measures.norms.looking(self.config.log.norms and self.pace.line_is_due(step)):
+            self.engine.step(health, leave_out=fault is not None)
         self.module.settle(self.engine.dropped)
         if fault is not None:
             self.tracker.message(self.guard.act(fault))
@@ -348,7 +342,7 @@ class _Run:
     def _do_what_is_due(self, step: int) -> None:
         """A line of metrics, an evaluation, a checkpoint. After a stop in an evaluation, what was left of that."""
         last, best = step == self.job.total_steps, False
-        if not self.standing.evaluation_pending and (step % self.config.log.every_steps == 0 or last):
+        if not self.standing.evaluation_pending and self.pace.line_is_due(step):
             self._log(step)
         self.digests.after(step, last, self.engine)
         due = self.pace.evaluation_is_due(step)
@@ -358,11 +352,14 @@ class _Run:
             if due:  # the last step's would be another one's when the run is made longer
                 self.plateau.evaluated(top1)
             best = self.standing.is_best(step, top1) and self.config.checkpoint.keep_best
+        if self.config.log.pictures and (last or due):
+            self._draw(step)
         self.standing.evaluation_pending = False  # nor is one broken off due any more, where the run was made longer
         if last or best or self.pace.save_is_due(step) or self.requests.save_is_due():
             self._save(step)
         for line in self.saver.news():
             self.tracker.message(line)
+        self._name_saved()
 
     # ---- what is due ------------------------------------------------------------------------------------------------
 
@@ -370,20 +367,19 @@ class _Run:
         self._agree(step)
         values = self.meter.values()
         if self.meter.agreed.steps:
-            steps, spent_s = step - self.logged_at_step, time.monotonic() - self.logged_at_s
-            values |= self._optimizer_metrics(step) | self._times(step, steps)
-            values["data/wait_s"] = self.waited_s / max(1, steps)
             values["data/bad_samples"] = float(self.meter.agreed.bad_samples)
-            values["speed/images_per_s"] = steps * self.config.data.batch_size / spent_s
+            values |= self.measures.values(step, self.pace.rates(step, self.plateau.drops), self.guard)
+            self._say_slow(step)
             self._write_metrics(step, values)
         self.meter.reset()
-        self.waited_s, self.logged_at_s, self.logged_at_step = 0.0, time.monotonic(), step
+        self.measures.begin(step)
 
     def _evaluate(self, step: int, index: ShardIndex) -> float:
         """Evaluate and log; returns the top-1 accuracy."""
         started_s = time.monotonic()
         self.heart.enter("evaluate")
         self.engine.train(False)
+        self.batches.rest()  # two sets of loader processes would hold twice the memory
         try:
             result = evaluate(
                 self.engine.forward,
@@ -399,10 +395,17 @@ class _Run:
         values = {"val/loss": result.loss, "val/top1": result.top1, "val/top5": result.top5}
         self._write_metrics(step, {**values, "val/bad_images": float(result.bad_images)})
         self.seen.write_evaluated(step, index.split, result.faults)
-        self.logged_at_s += time.monotonic() - started_s  # no training time
+        self.measures.pause(time.monotonic() - started_s)
         return result.top1
 
-    def _after_each_batch(self) -> None:
+    def _draw(self, step: int) -> None:
+        started_s = time.monotonic()
+        self.heart.enter("evaluate")
+        read = self.guard.data_steps(np.array([max(0, step - 1)]), self.config.data.batch_size)
+        self.pictures.draw(step, int(read[0]), moved=lambda: self.heart.enter("evaluate"))
+        self.measures.pause(time.monotonic() - started_s)
+
+    def _after_each_batch(self, batch: Batch) -> None:
         self.heart.enter("evaluate")
         self.requests.look()
 
@@ -428,7 +431,11 @@ class _Run:
         self.saved_step = step
         self.requests.saved()
         self.requests.save_s = self.saver.took_s
-        self.logged_at_s += time.monotonic() - started_s
+        self.measures.pause(time.monotonic() - started_s)
+
+    def _name_saved(self) -> None:
+        for step, folder in self.saver.committed():
+            self.tracker.checkpoint(step, folder.url)
 
     def _agree(self, step: int) -> None:
         """Bring all ranks' sums together, and write down the pictures that failed."""
@@ -437,34 +444,18 @@ class _Run:
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
-    def _optimizer_metrics(self, step: int) -> dict[str, float]:
-        """The rate of weights; others only where they are not the network's multiples of it; steps left out."""
-        rates = self.pace.rates(step, self.plateau.drops)
-        values = {"optim/lr": rates.base}
-        for one in self.engine.learned:
-            rate = rates.of(one.layer, one.role, one.lr)
-            if not math.isclose(rate, rates.base * one.lr, rel_tol=1e-9):
-                values[f"optim/lr/{one.layer}.{one.role}"] = rate
-        if self.engine.loss_scale is not None:
-            values["optim/loss_scale"] = self.engine.loss_scale.scale
-        if self.engine.loss_scale is not None or self.guard.may_skip:
-            scaled = 0 if self.engine.loss_scale is None else self.engine.loss_scale.dropped_steps
-            values["train/dropped_steps"] = float(scaled + self.guard.skipped_steps)
-        return values
-
     def _write_metrics(self, step: int, values: dict[str, float]) -> None:
         self.tracker.metrics(step, step * self.config.data.batch_size, float(self.pace.epochs(step)), values)
 
-    def _times(self, step: int, steps: int) -> dict[str, float]:
-        """Seconds a step by phase; a rank that is slow is named once, and all ranks' seconds are written down."""
-        values, slow = self.stragglers.measure(steps), self.stragglers.slow
+    def _say_slow(self, step: int) -> None:
+        """A rank that is slow is named once, and all ranks' seconds are written down."""
+        slow = self.stragglers.slow
         if slow is not None:
             self.tracker.message(slow.sentence(self.watchdog.hosts[slow.rank]))
             if self.mesh.place.rank == 0:
                 table = JsonLines(self.folder / "logs" / "stragglers.jsonl", self.generation)
                 table.append({"step": step, "phases": OF_A_STEP, "ranks_s": self.stragglers.table_s})
                 table.close()
-        return values
 
     def _needs(self, step: int) -> str:
         """What a load of this step waits for: the shards of its samples."""
@@ -480,10 +471,15 @@ class _Run:
         """What the watchdog's thread calls before it ends this process: one rank writes down why, and says it."""
         if not self.generation or end_if_first(self.folder, self.generation, cause, self.standing.step):
             say_error(cause, only_rank_0=False)
+        if hasattr(self, "tracker"):
+            self.tracker.hangs(f"{self.config.run.name} hangs", cause)
 
     def _end(self, cause: str, code: int) -> None:
         self.watchdog.close()
         if hasattr(self, "tracker"):
+            self._name_saved()
+            if code:
+                self.tracker.alert(f"{self.config.run.name} has ended", f"{cause} (after step {self.standing.step})")
             self.tracker.close(code)
         if self.attempt is not None:
             self.attempt.end(cause, code, self.standing.step)

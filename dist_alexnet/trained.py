@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dist_alexnet.arithmetic import agreed_arithmetic
 from dist_alexnet.checkpoint.commit import Found
@@ -23,6 +24,13 @@ from dist_alexnet.parallel.mesh import Mesh
 from shards.storage import shown
 
 
+def averaged(logits_rC: Tensor, views: int) -> Tensor:
+    """Probabilities in fp64, (r / views, C): the softmax, averaged over the `views` rows of an image, which are next
+    to each other.
+    """
+    return logits_rC.double().softmax(1).view(-1, views, logits_rC.shape[1]).mean(1)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What `load_trained` gives. `module` is in evaluation mode; its `logits` are of all classes."""
@@ -33,6 +41,7 @@ class Trained:
     module: ColumnNetwork
     statistics: Statistics  # of pixels, as the run had them
     classes: tuple[str, ...] | None  # names, where the training set had some
+    words: tuple[str, ...] | None = None  # what they mean, where it said so
 
 
 def load_trained(checkpoint: str | Path, mesh: Mesh, device: torch.device) -> Trained:
@@ -40,10 +49,20 @@ def load_trained(checkpoint: str | Path, mesh: Mesh, device: torch.device) -> Tr
 
     All ranks call it. Raises CheckpointError, ConfigError, LayoutError, or StorageFault.
     """
+    return load_found(find_trained(checkpoint), mesh, device)
+
+
+def find_trained(checkpoint: str | Path) -> Found:
+    """The checkpoint that is meant, once its files were looked at; says what was passed over. As load_trained."""
     together(lambda: resolve(checkpoint))
     found, passed_over = find(checkpoint)
     for line in passed_over:
         say_on_first_rank(f"passed over: {line}")
+    return found
+
+
+def load_found(found: Found, mesh: Mesh, device: torch.device) -> Trained:
+    """The weights of a checkpoint that was found; as load_trained."""
     config, spec = declared(found)
     # Read once, perhaps on another machine than the run's: not through the cache that the run had.
     config = config.model_copy(update={"data": config.data.model_copy(update={"cache": Cache()})})
@@ -61,8 +80,14 @@ def load_trained(checkpoint: str | Path, mesh: Mesh, device: torch.device) -> Tr
         for one in tensors
     ]
     load(found, parts)
+    words = found.commit.state.get("class_words")
+    return Trained(found, config, spec, module, statistics, classes_of(found), None if words is None else tuple(words))
+
+
+def classes_of(found: Found) -> tuple[str, ...] | None:
+    """Names of the classes, where the training set had some."""
     names = found.commit.state.get("classes")
-    return Trained(found, config, spec, module, statistics, None if names is None else tuple(names))
+    return None if names is None else tuple(names)
 
 
 def declared(found: Found) -> tuple[Config, Spec]:

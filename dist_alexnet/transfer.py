@@ -75,7 +75,8 @@ def import_weights(file: Path, form: str, network: str | None, to: Path) -> list
         _receipt(to, weights),
         f"pixels of 0-255, short side {config.data.resize}, centre {config.data.image_size}, minus mean "
         f"{config.data.mean}, divided by {weights.spec.pixel_std}",
-        "weights only, for evaluate: train --resume refuses it, because it has no momentum and is of no run",
+        "weights only, for evaluate and for finetune.from of a new run: train --resume refuses it, because it has no "
+        "momentum and is of no run",
     ]
 
 

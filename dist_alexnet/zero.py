@@ -80,10 +80,10 @@ class Zero:
             group = groups[number if self.stage < 3 else self._optimizer.sub_group_to_group_id[number]]
             yield from ((group, part) for part in parts)
 
-    def not_finite(self, parameters: Sequence[Any]) -> list[int]:
-        """Which of the parameters have a gradient that is not finite in this rank's part: their numbers.
+    def own_gradients(self, parameters: Sequence[Any]) -> Iterator[tuple[int, Held, Tensor]]:
+        """(number of the parameter, its place, gradient of this rank's part of it), at the time of `gradients`.
 
-        At the time of `gradients`. Slow: it lays out each group's gradient as the rule sees it.
+        Slow: it lays out each group's gradient as the rule sees it.
         """
         flat: dict[int, Tensor] = {}
         if self.stage > 0:
@@ -91,13 +91,11 @@ class Zero:
             for number, owner in enumerate(self.owners()):
                 if gradients.get(number):
                     flat[id(owner)] = torch.cat([part.reshape(-1) for part in gradients[number]])
-        found = []
         for number, parameter in enumerate(parameters):
             held = self.place(parameter)
             gradient = parameter.grad if held is None or self.stage == 0 else flat.get(id(held.owner))
-            if held is not None and gradient is not None and not held.of(gradient).abs().le(LARGEST).all():
-                found.append(number)
-        return found
+            if held is not None and gradient is not None:
+                yield number, held, held.of(gradient)
 
 
 class Loading:

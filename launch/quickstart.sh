@@ -59,6 +59,8 @@ validation accuracy   $accuracy (top-1, $images digits that training never saw; 
 run folder            $PWD/$run
 
 Try next, in $PWD:
+  look at it: filters, predictions, what is taken for what
+    .venv/bin/dist-alexnet report $run
   watch it in the terminal
     $python -m wandb leet $run/wandb
   resume it, for two more epochs

@@ -12,4 +12,18 @@ done
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # many small processes, few cores
 export WANDB_MODE=offline                    # no test talks to a service, whatever keys there are
-exec .venv/bin/python -m pytest ${chosen[@]+"${chosen[@]}"} ${passed_on[@]+"${passed_on[@]}"}
+test=(.venv/bin/python -m pytest ${chosen[@]+"${chosen[@]}"})
+if [ ${#passed_on[@]} -gt 0 ]; then
+    exec "${test[@]}" "${passed_on[@]}"
+fi
+
+# Slurm's tests mostly wait for Slurm's timers: beside the others they take no time of their own.
+beside=$(mktemp)
+"${test[@]}" -p no:cacheprovider tests/slurm >"$beside" 2>&1 &
+trap 'kill $! 2>/dev/null || true; rm -f "$beside"' EXIT
+code=0
+"${test[@]}" tests --ignore tests/slurm || code=$?
+wait $! || code=$?
+echo "== tests/slurm, which ran beside them"
+cat "$beside"
+exit $code

@@ -181,18 +181,20 @@ def test_an_exit_passes(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluate_prints_and_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = {"loss": 0.25, "top1": 0.96, "top5": 1.0, "images": 1000, "keys_digest": "abc"}
-    asked = []
+    values = {"loss": 0.25, "top1": 0.96, "images": 1000}
+    asked: list[tuple[Any, ...]] = []
 
-    def evaluate_checkpoint(checkpoint: str, shards: str) -> SimpleNamespace:
-        asked.append((checkpoint, shards))
-        return SimpleNamespace(**values, as_dict=lambda: values)
+    def judge(*given: Any) -> SimpleNamespace:
+        asked.append(given)
+        return SimpleNamespace(as_dict=lambda: values)
 
-    stand_in(monkeypatch, "dist_alexnet.evaluate", evaluate_checkpoint=evaluate_checkpoint)
+    stand_in(monkeypatch, "dist_alexnet.judging.judge", judge=judge)
+    stand_in(monkeypatch, "dist_alexnet.judging.show", lines=lambda result: ["loss 0.2500"], show_classes=never)
     out = tmp_path / "result.json"
-    assert run(["evaluate", "runs/x", "--shards", "s3://b/val.index.json", "--json", str(out)]) == 0
-    assert asked == [("runs/x", "s3://b/val.index.json")]
-    assert capsys.readouterr().out == "loss 0.2500  top1 0.9600  top5 1.0000  images 1000  keys abc\n"
+    command = ["evaluate", "runs/x", "said.npz", "--shards", "s3://b/val.index.json", "--json", str(out)]
+    assert run([*command, "--weights", "1,0.5", "--views", "10"]) == 0
+    assert asked == [(["runs/x", "said.npz"], "s3://b/val.index.json", 10, [1.0, 0.5], None, None)]
+    assert capsys.readouterr().out == "loss 0.2500\n"
     assert json.loads(out.read_text()) == values
     assert list(tmp_path.iterdir()) == [out]
 

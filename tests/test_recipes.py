@@ -1,5 +1,6 @@
 """The recipes in configs/ load, fit their networks and layouts, and set what their sources set. Needs no data."""
 
+import itertools
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from dist_alexnet.config import Config, batches_on, load_config
+from dist_alexnet.errors import CheckpointError
+from dist_alexnet.finetune import check_fits
 from dist_alexnet.job import check_phases, network_of
 from dist_alexnet.network.batch_norm import parts_on
 from dist_alexnet.network.build import check_layout
@@ -16,7 +19,7 @@ from dist_alexnet.optim.schedules import Rates, Role
 from dist_alexnet.parallel.layout import Layout
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NO_RECIPES = {"drill", "quickstart"}
+NO_RECIPES = {"drill", "photographs", "quickstart"}
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in NO_RECIPES)
 IMAGENET_IMAGES = 1_281_167
 
@@ -113,6 +116,42 @@ def test_the_rates_of_net_145() -> None:
     assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == (
         "sgd-2012", 0.9, 0.0005,
     )  # fmt: skip
+
+
+def test_the_rates_of_the_fine_tuned_net() -> None:
+    """As its log has them: weights, conv1's, fc8's; biases 0.02 but those of conv1."""
+    config = recipe("imagenet-2012-conv6-finetune")
+    for epoch, others, first, last in (
+        (0, 1e-3, 1e-4, 1e-3),
+        (0.24, 1e-3, 1e-4, 1e-2),
+        (5, 1e-3, 1e-5, 1e-2),
+        (7, 1e-3, 0, 1e-2),
+        (9, 1e-3, 0, 1e-3),
+        (22, 1e-4, 0, 1e-4),
+        (42, 1e-5, 0, 1e-5),
+        (53.9, 1e-5, 0, 1e-5),
+    ):
+        assert [rate(config, epoch, layer) for layer in ("conv6", "fc6", "conv1", "fc8")] == pytest.approx(
+            [others, others, first, last]
+        ), epoch
+        assert rate(config, epoch, "fc8", "bias") == rate(config, epoch, "conv2", "bias") == 0.02
+        assert rate(config, epoch, "conv1", "bias") == (0.02 if epoch < 7 else 0)
+    pretrained = recipe("imagenet-2012-conv6-pretrain")
+    assert [rate(pretrained, epoch, "conv5") for epoch in (0, 6, 8)] == [0.001] * 3
+    assert [rate(pretrained, epoch, "bottleneck") for epoch in (0, 5.9, 6)] == [0.01, 0.01, 0.001]
+    assert rate(pretrained, 7, "conv1", "bias") == 0.02
+
+
+def test_each_begins_with_a_net_that_fits() -> None:
+    """145, then 146 on the set of 2011, then 146: what each takes is there, and what is not there is named."""
+    names = ("imagenet-2012", "imagenet-2012-conv6-pretrain", "imagenet-2012-conv6-finetune")
+    for (earlier, later), needed in zip(itertools.pairwise(names), ("conv6, bottleneck, fc8", "fc8"), strict=True):
+        config = recipe(later)
+        assert config.finetune.source == f"runs/{earlier}" == str(recipe(earlier).run_folder)
+        ours, theirs = (network_of(one, load_spec(one.network.name)) for one in (config, recipe(earlier)))
+        check_fits(config.finetune.new_layers, ours, theirs, earlier)
+        with pytest.raises(CheckpointError, match=rf"name {needed} in finetune\.new_layers"):
+            check_fits((), ours, theirs, earlier)
 
 
 def test_the_paper() -> None:

@@ -72,6 +72,7 @@ def test_out_and_in_again(
     assert all(torch.equal(found.tensors[key], value) for key, value in weights.tensors.items())
     assert replace(found, tensors={}) == replace(weights, tensors={})
     first, second = (evaluated(folder, shards, tmp_path / "x.json") for folder in (made, back))
+    assert [one["checkpoint"] for said in (first, second) for one in said.pop("inputs")] == [str(made), str(back)]
     assert first == second
     assert first["images"] == 37
     assert first["loss"] > 0
@@ -160,7 +161,7 @@ def test_classes_of_the_set_are_checked_as_always(
     )
     transfer.write_checkpoint(few, config, tmp_path / "few")
     said = refused(["evaluate", str(tmp_path / "few"), "--shards", shards], capsys)
-    assert f"have {CLASSES} classes, network.num_classes is {CLASSES - 1}" in said
+    assert f"have {CLASSES} classes, {tmp_path}/few knows {CLASSES - 1}" in said
 
 
 def test_the_formats_libraries_are_optional() -> None:

@@ -27,10 +27,14 @@ class Commit:
     state: dict[str, Any]
     version: int = VERSION
 
+    @property
+    def digest(self) -> str:
+        """sha256 of what it says, the checksums of all files among it: tells this checkpoint from any other."""
+        return _digest(json.loads(json.dumps(asdict(self))))
+
     def to_json(self) -> bytes:
         """The file, with a digest of what it says: it vouches for the others, and nothing else does for it."""
-        values = json.loads(json.dumps(asdict(self)))
-        return json.dumps({**values, "sha256": _digest(values)}, indent=1).encode()
+        return json.dumps({**asdict(self), "sha256": self.digest}, indent=1).encode()
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Saver:
         self._error: BaseException | None = None  # of the last save
         self._failures = 0
         self._news: list[str] = []
+        self._committed: list[tuple[int, Place]] = []
 
     def save(self, fragments: Iterable[Fragment], *, step: int, spared: int | None = None, **facts: Any) -> None:
         """Copy the fragments, and write them with `facts` (of store.save). Waits for the save before.
@@ -83,6 +84,11 @@ class Saver:
         told, self._news = self._news, []
         return told
 
+    def committed(self) -> list[tuple[int, Place]]:
+        """Step and folder of the checkpoints that stand since the last call."""
+        told, self._committed = self._committed, []
+        return told
+
     def close(self) -> None:
         """Give the write under way a while; what it does not finish does not count."""
         if self._thread is not None:
@@ -102,7 +108,8 @@ class Saver:
     def _write(self, staged: list[Fragment], step: int, spared: int | None, facts: dict[str, Any]) -> None:
         began_s, self._error = time.monotonic(), None
         try:
-            store.save(self._root, staged, step=step, group=self._group, **facts)
+            folder = store.save(self._root, staged, step=step, group=self._group, **facts)
+            self._committed.append((step, folder))
             if dist.get_rank() == 0:
                 self._make_room(step, spared if self._settings.keep_best else None, facts["generation"])
         except BaseException as error:

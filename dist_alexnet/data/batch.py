@@ -35,6 +35,8 @@ class Batch:
     divisor_b: Tensor  # fp32: of the pixels, mean and noise taken into account
     keys: tuple[str, ...]  # of the images, in order; padding has none
     faults: tuple[Fault, ...]
+    fetch_s: float = 0.0  # what the loader spent on reading the files, and on decoding them
+    decode_s: float = 0.0
 
     def pin_memory(self) -> "Batch":
         """For the DataLoader: page-locked, so that the copy to a GPU does not wait."""

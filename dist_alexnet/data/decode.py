@@ -9,7 +9,7 @@ nvjpeg, works on the GPU and gives other pixels: data/nvjpeg.py, which leaves to
 import ctypes
 import io
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Literal
@@ -89,6 +89,24 @@ def decode_crop(
     return crop
 
 
+def decode_crops(
+    picture: bytes, boxes_of: Sequence[BoxOf], decoder: Literal["auto"] | Decoder, out: np.ndarray
+) -> None:
+    """Several crops of one picture, each as `decode_crop` gives it, to `out`: uint8 (crops, 3, side, side).
+
+    The picture is decoded once, whole, by simplejpeg or by Pillow. Raises DecodeFault, and `out` may be half written.
+    """
+    if decoder != "pillow" and _fast("simplejpeg") is not None:
+        whole, resample = _by_simplejpeg(picture), native.filter_library()
+        if whole is not None and all(
+            _cut(whole, box_of, resample, crop) for box_of, crop in zip(boxes_of, out, strict=True)
+        ):
+            return
+    pixels = _whole_by_pillow(picture)
+    for box_of, crop in zip(boxes_of, out, strict=True):
+        crop[:] = _pillows_crop(pixels, box_of, out.shape[3])
+
+
 def head_of(picture: bytes) -> tuple[int, int, bool]:
     """(width, height, plain) without decoding. Raises DecodeFault, where `decode_crop` does so with the same words.
 
@@ -106,8 +124,16 @@ def head_of(picture: bytes) -> tuple[int, int, bool]:
 
 
 def _by_pillow(picture: bytes, box_of: BoxOf, image_size: int) -> np.ndarray:
+    return _pillows_crop(_whole_by_pillow(picture), box_of, image_size)
+
+
+def _whole_by_pillow(picture: bytes) -> Image.Image:
     with _faults_named(), Image.open(io.BytesIO(picture), formats=FORMATS) as image:
-        pixels = image.convert("RGB")
+        return image.convert("RGB")
+
+
+def _pillows_crop(pixels: Image.Image, box_of: BoxOf, image_size: int) -> np.ndarray:
+    with _faults_named():
         box = box_of(pixels.width, pixels.height)
         x, y = int(box[0]), int(box[1])
         if box == (x, y, x + image_size, y + image_size):
@@ -155,22 +181,30 @@ def _fast(decoder: Decoder) -> Fast | None:
 def _simplejpeg() -> Fast | None:
     """The whole picture by simplejpeg; the crop by the compiled filter, or by Pillow's."""
     try:
-        from simplejpeg import decode_jpeg, decode_jpeg_header
+        import simplejpeg  # noqa: F401
     except ImportError:
         return None
     resample = native.filter_library()
 
     def decode(picture: bytes, box_of: BoxOf, out: np.ndarray) -> bool:
-        try:
-            height, width, colours, _ = decode_jpeg_header(picture)
-            if colours not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
-                return False
-            pixels = decode_jpeg(picture, "RGBX", strict=True)  # damaged data are an error
-        except ValueError:
-            return False
-        return _cut(pixels, box_of, resample, out)
+        pixels = _by_simplejpeg(picture)
+        return pixels is not None and _cut(pixels, box_of, resample, out)
 
     return decode
+
+
+def _by_simplejpeg(picture: bytes) -> np.ndarray | None:
+    """The whole picture as R G B X, (height, width, 4); None where it is left to Pillow. The package must be there."""
+    from simplejpeg import decode_jpeg, decode_jpeg_header
+
+    try:
+        height, width, colours, _ = decode_jpeg_header(picture)
+        if colours not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+            return None
+        pixels: np.ndarray = decode_jpeg(picture, "RGBX", strict=True)  # damaged data are an error
+    except ValueError:
+        return None
+    return pixels
 
 
 def _cut(pixels: np.ndarray, box_of: BoxOf, resample: ctypes.CDLL | None, out: np.ndarray) -> bool:

@@ -7,10 +7,12 @@ the number of workers changes nothing but speed.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from dist_alexnet.config import Batches, Config, Data
 from dist_alexnet.data.batch import Batch, Fault
 from dist_alexnet.data.cold_start import Say, said
 from dist_alexnet.data.colour import ColourNoise, colour_noise
-from dist_alexnet.data.decode import DecodeFault, decode_crop
+from dist_alexnet.data.decode import DecodeFault, decode_crop, decode_crops
+from dist_alexnet.data.feed import Feed
 from dist_alexnet.data.nvjpeg import Files, Picture, decoded_here, joined, picture_of
 from dist_alexnet.data.statistics import Statistics
-from dist_alexnet.data.view import Views, centre_views, training_views
+from dist_alexnet.data.view import Views, evaluation_views, training_views
 from shards.cache import ShardCache
 from shards.errors import StorageFault
 from shards.index import ShardIndex
@@ -81,16 +84,17 @@ class TrainingSet(Dataset[Batch]):
 
 @dataclass
 class EvaluationSet(Dataset[Batch]):
-    """Batches by lists of sample ids; -1 is padding."""
+    """Batches by lists of sample ids; -1 is padding. Each image has `views` rows, 1 or 10, next to each other."""
 
     reader: ShardReader
     data: Data
+    views: int = 1
 
     def __getitems__(self, ids: Sequence[int]) -> Batch | Files | StorageFault:
         where = np.asarray(ids, dtype=np.int64)
         if (where >= 0).any():
             self.reader.stands_at(int(where[where >= 0].min()))
-        return _loaded(self.reader, where, where, centre_views(len(where), self.data), self.data)
+        return _loaded(self.reader, where, where, evaluation_views(len(where), self.data, self.views), self.data)
 
 
 @dataclass
@@ -112,11 +116,11 @@ def training_batches(
     statistics: Statistics,
     pin_memory: bool,
     say: Say | None = None,
-) -> Generator[Batch, None, None]:
+) -> Feed:
     """This rank's micro-batches of the given global batches, `batches.accumulation` of each. Raises StorageFault.
 
     statistics: of the colour noise (data.augment.colour). say: is told now and then, from another thread, how far the
-    shards of the first batch have come into the cache. `close` on what is returned ends its workers.
+    shards of the first batch have come into the cache.
     """
     data = config.data
     order = Order(index.samples_per_shard, config.run.seed, data.lane_count, data.window_shards)
@@ -127,12 +131,27 @@ def training_batches(
     cache = _cache(data)
     reader = ShardReader(index, cache, partial(order.upcoming, lanes=lanes))
     dataset = TrainingSet(reader, order, data, config.run.seed, noise)
-    found = _batches(dataset, Lists(partial(positions, steps)), data.workers, pin_memory)
     first = next(positions(steps), None)
-    if say is None or cache is None or first is None or local_path(index.folder) is not None:
-        return found
-    shards = np.unique(index.samples["shard"][order.samples(first)])
-    return _first_said(found, said(cache, [index.shards[shard] for shard in shards.tolist()], say))
+
+    def batches_from(taken: int) -> Generator[Batch, None, None]:
+        rest = Lists(partial(_after, taken, batches.accumulation, positions, steps))
+        found = _batches(dataset, rest, data.workers, pin_memory)
+        if taken or say is None or cache is None or first is None or local_path(index.folder) is not None:
+            return found
+        shards = np.unique(index.samples["shard"][order.samples(first)])
+        return _first_said(found, said(cache, [index.shards[shard] for shard in shards.tolist()], say))
+
+    return Feed(batches_from)
+
+
+def _after(
+    taken: int,
+    accumulation: int,
+    positions: Callable[[Iterable[int]], Iterator[np.ndarray]],
+    steps: Iterable[int],
+) -> Iterator[np.ndarray]:
+    """The positions of all micro-batches behind the first `taken`."""
+    return islice(positions(islice(steps, taken // accumulation, None)), taken % accumulation, None)
 
 
 def shards_read(index: ShardIndex, config: Config, batches: Batches, share: Share, step: int) -> list[str]:
@@ -152,9 +171,15 @@ def _positions(data: Data, batches: Batches, share: Share, steps: Iterable[int])
             yield share.of_group(part(own, micro, batches.accumulation))
 
 
-def evaluation_batches(index: ShardIndex, config: Config, share: Share, pin_memory: bool) -> Iterator[Batch]:
-    """This rank's part of the validation set, once through; equally many batches on every rank. Raises StorageFault."""
-    batch_size = -(-config.evaluate.batch_size // share.parts) * share.parts
+def evaluation_batches(
+    index: ShardIndex, config: Config, share: Share, pin_memory: bool, views: int = 1
+) -> Generator[Batch, None, None]:
+    """This rank's part of the validation set, once through; equally many batches on every rank. Raises StorageFault.
+
+    views: 1, or 10 rows of a batch for each image, whose batches are of a tenth of the images. `close` on what is
+    returned ends its workers.
+    """
+    batch_size = -(-config.evaluate.batch_size // (views * share.parts)) * share.parts
 
     def ids() -> Iterator[np.ndarray]:
         for step in range(-(-len(index) // batch_size)):
@@ -162,7 +187,7 @@ def evaluation_batches(index: ShardIndex, config: Config, share: Share, pin_memo
             yield share.of_group(part(whole, share.data_rank, share.data_ranks))
 
     upcoming = partial(upcoming_in_index_order, samples_per_shard=index.samples_per_shard)
-    dataset = EvaluationSet(ShardReader(index, _cache(config.data), upcoming), config.data)
+    dataset = EvaluationSet(ShardReader(index, _cache(config.data), upcoming), config.data, views)
     return _batches(dataset, Lists(ids), config.data.workers, pin_memory)
 
 
@@ -202,7 +227,14 @@ def _batches(dataset: Dataset[Batch], lists: Lists, workers: int, pin_memory: bo
     for batch in loader:
         if isinstance(batch, StorageFault):
             raise batch
-        yield decoded_here(batch) if isinstance(batch, Files) else batch
+        yield _decoded_by_gpu(batch) if isinstance(batch, Files) else batch
+
+
+def _decoded_by_gpu(files: Files) -> Batch:
+    """Its decode_s has what the host spends on it; the GPU's own time is hidden beside what it computes."""
+    began_s = time.perf_counter()
+    batch = decoded_here(files)
+    return replace(batch, decode_s=batch.decode_s + time.perf_counter() - began_s)
 
 
 def _as_is(batch: Any) -> Any:
@@ -236,14 +268,16 @@ def _loaded(
     reader: ShardReader, ids: np.ndarray, positions: np.ndarray, views: Views, data: Data
 ) -> Batch | Files | StorageFault:
     """Read and decode, unless the GPU does. A storage fault is handed over: the rank itself says it in one sentence."""
-    real = np.flatnonzero(ids >= 0)
+    real, began_s = np.flatnonzero(ids >= 0), time.perf_counter()
     try:
         samples = reader.read(ids[real])
     except StorageFault as fault:
         return fault
-    by_gpu = data.decoder == "nvjpeg"
+    read_s = time.perf_counter()
+    each = len(views.mirror) // len(ids)  # rows of an image
+    by_gpu = data.decoder == "nvjpeg" and each == 1
     side = 0 if by_gpu else data.image_size
-    pixels = np.zeros((len(ids), 3, side, side), dtype=np.uint8)
+    pixels = np.zeros((len(ids) * each, 3, side, side), dtype=np.uint8)
     labels, weights = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32)
     faults, pictures, files = [], list[Picture](), list[bytes]()
     for slot, sample in zip(real.tolist(), samples, strict=True):
@@ -253,20 +287,35 @@ def _loaded(
             if by_gpu:
                 pictures.append(picture_of(slot, sample, box_of))
                 files.append(sample.jpeg)
-            else:
+            elif each == 1:
                 decode_crop(sample.jpeg, box_of, data.image_size, data.decoder, out=pixels[slot])
+            else:
+                decode_views(sample.jpeg, views, slot * each, data, out=pixels[slot * each : (slot + 1) * each])
             weights[slot] = 1
         except DecodeFault as fault:
             faults.append(Fault(int(positions[slot]), sample.key, sample.url, str(fault)))
     batch = Batch(
         pixels_b3SS=torch.from_numpy(pixels),
         mirror_b=torch.from_numpy(views.mirror),
-        label_b=torch.from_numpy(labels),
-        weight_b=torch.from_numpy(weights),
-        position_b=torch.from_numpy(positions),
+        label_b=torch.from_numpy(labels.repeat(each)),
+        weight_b=torch.from_numpy(weights.repeat(each)),
+        position_b=torch.from_numpy(positions.repeat(each)),
         noise_b3=torch.from_numpy(views.noise),
         divisor_b=torch.from_numpy(views.divisor),
         keys=tuple(sample.key for sample in samples),
         faults=tuple(faults),
+        fetch_s=read_s - began_s,
+        decode_s=time.perf_counter() - read_s,
     )
     return Files(batch, data.image_size, joined(files), tuple(pictures)) if by_gpu else batch
+
+
+def decode_views(picture: bytes, views: Views, first: int, data: Data, out: np.ndarray) -> None:
+    """The rows `first` and following of `views`, all of one picture, to `out`: uint8 (rows, 3, S, S).
+
+    Of ten the last five are mirrors of the first, and the device mirrors: their pixels are the same. Raises
+    DecodeFault.
+    """
+    cut = 5 if len(out) == 10 else len(out)
+    decode_crops(picture, [partial(views.box, first + row) for row in range(cut)], data.decoder, out[:cut])
+    out[cut:] = out[: len(out) - cut]

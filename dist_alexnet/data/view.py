@@ -58,3 +58,21 @@ def centre_views(images: int, data: Data) -> Views:
     offset = np.full(images, (data.resize - data.image_size) // 2, dtype=np.int64)
     no_noise, divisor = np.zeros((images, 3), dtype=np.float32), np.ones(images, dtype=np.float32)
     return Views(data, offset, offset, np.zeros(images, dtype=bool), no_noise, divisor, None)
+
+
+def ten_views(images: int, data: Data) -> Views:
+    """Ten rows for each image: the corners of the `resize` square and its centre, then the mirrors of these five.
+
+    As in 2012 (paper, section 4.1).
+    """
+    far, middle = data.resize - data.image_size, (data.resize - data.image_size) // 2
+    left = np.tile(np.array([0, far, 0, far, middle], dtype=np.int64), 2 * images)
+    top = np.tile(np.array([0, 0, far, far, middle], dtype=np.int64), 2 * images)
+    mirror = np.tile(np.repeat([False, True], 5), images)
+    no_noise, divisor = np.zeros((10 * images, 3), dtype=np.float32), np.ones(10 * images, dtype=np.float32)
+    return Views(data, left, top, mirror, no_noise, divisor, None)
+
+
+def evaluation_views(images: int, data: Data, views: int) -> Views:
+    """`views` rows for each image, 1 or 10, an image's own next to each other."""
+    return centre_views(images, data) if views == 1 else ten_views(images, data)

@@ -27,6 +27,9 @@ def job(site: Site) -> Finding:
     if site.ranks != site.world.world_size:
         told = f"as {site.ranks} ranks (--world-size says how many): {told}"
     digests = {"the training set (digest)": found.train.digest[:12]}
+    if found.source is not None:
+        told += f"; begins with {found.source.folder}"
+        digests["what the run begins with (digest)"] = found.source.digest[:12]
     if found.val is not None:
         digests["the validation set (digest)"] = found.val.digest[:12]
     return Finding("ok", told, alike=digests)

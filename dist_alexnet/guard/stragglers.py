@@ -59,14 +59,17 @@ class Stragglers:
         self._warm = False
         self._named: tuple[int, str] | None = None
         self.table_s: list[list[float]] = []  # [rank][phase of OF_A_STEP], a step, of the last measurement
+        self.beside: list[list[float]] = []  # [rank][..], what else the ranks had to tell in that
         self.slow: Slow | None = None  # where it has something new to say
 
-    def measure(self, steps: int) -> dict[str, float]:
-        """The last `steps` steps: means over ranks, and the largest. One small all-gather."""
-        mine = torch.tensor(self._heartbeat.take_seconds(), dtype=torch.float64) / max(1, steps)
+    def measure(self, steps: int, beside: Sequence[float] = ()) -> dict[str, float]:
+        """The last `steps` steps: means over ranks, and the largest. One small all-gather, which carries `beside`."""
+        own_s = [seconds / max(1, steps) for seconds in self._heartbeat.take_seconds()]
+        mine = torch.tensor([*own_s, *beside], dtype=torch.float64)
         gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, mine)
-        self.table_s = [row.tolist() for row in gathered]
+        rows = [row.tolist() for row in gathered]
+        self.table_s, self.beside = [row[: len(own_s)] for row in rows], [row[len(own_s) :] for row in rows]
         columns = list(zip(*self.table_s, strict=True))
         values = {f"time/{phase}_s": mean(column) for phase, column in zip(OF_A_STEP, columns, strict=True)}
         values["time/load_max_s"] = max(columns[OF_A_STEP.index("load")])

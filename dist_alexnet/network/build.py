@@ -113,9 +113,12 @@ class ColumnNetwork(nn.Module):
 
     def values_of(self, tensor: LogicalTensor) -> Tensor:
         """This rank's rows of a logical tensor, learned or a running statistic."""
-        layer, kind = tensor.name.split(".")
-        values: Tensor = getattr(self.weighted[_module_name(layer)], kind)
+        values: Tensor = getattr(self.layer_of(tensor), tensor.name.split(".")[1])
         return values
+
+    def layer_of(self, tensor: LogicalTensor) -> nn.Module:
+        """The layer that holds a logical tensor."""
+        return self.weighted[_module_name(tensor.name.split(".")[0])]
 
     def settle(self, dropped: bool = False) -> None:
         """After each optimizer step: take the batch's statistics into the running ones, unless the step was dropped."""

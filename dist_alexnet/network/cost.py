@@ -104,6 +104,16 @@ def sent_on(network: Network, layout: Layout) -> Sent:
     )
 
 
+def data_bytes(held: int, data: int, zero_stage: int, accumulation: int) -> Fraction:
+    """What crosses the data ranks in a step, sent by each: gradients in fp32, and weights where ZeRO cuts them.
+
+    held: parameters of a rank, as in `Sent`. ZeRO 1 and 2 all-reduce gradients and gather the weights after the update;
+    2 does the former, and 3 its reduce-scatter and two gathers, in each micro-batch.
+    """
+    passes = {0: 2, 1: 3, 2: 2 * accumulation + 1, 3: 3 * accumulation}[zero_stage]
+    return Fraction(passes * (data - 1) * held * FP32_BYTES, data)
+
+
 def _crossings(network: Network, layout: Layout) -> Iterator[Crossing]:
     columns, replicas, group = layout.columns, layout.replicas, layout.group_ranks
     begun, last = False, None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_alexnet.config import Optimizer as Settings
+from dist_alexnet.optim.norm import sum_of_squares
 from dist_alexnet.optim.schedules import Role
 
 MOMENTUM: Literal["momentum"] = "momentum"
@@ -38,6 +39,7 @@ class Rule(Optimizer):
     states: ClassVar[tuple[State, ...]] = (MOMENTUM,)
     updates = 0  # steps that changed something
     dropped = False
+    tell: Callable[[Tensor, Tensor], None] | None = None  # is told of each tensor that changed, and by how much
 
     def begin(self, *, dropped: bool = False) -> None:
         """Open an optimizer step. A dropped one leaves weights, state and count as they are."""
@@ -54,7 +56,10 @@ class Rule(Optimizer):
         for group in groups:
             for param in group["params"]:
                 if param.grad is not None:
+                    before = None if self.tell is None else param.clone()
                     self._update(param, param.grad, group)
+                    if self.tell is not None and before is not None:
+                        self.tell(param, torch.sub(param, before, out=before))
 
     def state_of(self, param: Tensor) -> dict[State, Tensor]:
         """The state of a tensor, made of zeros where it is not there yet."""
@@ -164,7 +169,7 @@ class LARS(Rule):
                 if piece.counts and param.grad is not None:
                     for column, values in enumerate((param, param.grad)):
                         own = values.reshape(-1).narrow(0, piece.begin, piece.length)
-                        sums[piece.tensor, column] += torch.linalg.vector_norm(own).double().square()
+                        sums[piece.tensor, column] += sum_of_squares(own)
         self.add_up(sums)
         w, g = sums.sqrt().unbind(1)
         ratios = torch.where((w > 0) & (g > 0), self.trust * w / (g + decay.to(w.device) * w), torch.ones_like(w))

@@ -10,12 +10,13 @@ not of lists inside it) and come back as floats.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+TAIL_BYTES = 1 << 20
 
 
 class JsonLines:
@@ -53,17 +54,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     A line that is not whole is what a killed process left, at the end or where the next start closed it: it is skipped.
     """
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append({key: _decoded(value) for key, value in record.items()})
-    return records
+    return _records(path.read_bytes().split(b"\n")) if path.exists() else []
+
+
+class Tail:
+    """Reads a file of lines while others write it: whole lines, each once, a bounded part of the file at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_bytes, self._begun = path, 0, b""
+
+    def new(self) -> list[dict[str, Any]] | None:
+        """The next records, in the order written; perhaps none of a part of the file, None at its end so far."""
+        if not self._path.exists():
+            return None
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            part = file.read(TAIL_BYTES)
+        if not part:
+            return None
+        self._read_bytes += len(part)
+        *lines, self._begun = (self._begun + part).split(b"\n")
+        return _records(lines)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def live_lines(path: Path, started: Mapping[int, Start]) -> list[dict[str, Any]]
     Steps that a start did beyond that were done again, or were never part of the run. Records without a step count.
     """
     last_step = last_steps(started)
-    return [record for record in read_lines(path) if _counts(record, last_step)]
+    return [record for record in read_lines(path) if counts(record, last_step)]
 
 
 def last_steps(started: Mapping[int, Start]) -> dict[int, float]:
@@ -102,11 +113,24 @@ def last_steps(started: Mapping[int, Start]) -> dict[int, float]:
     return last_step
 
 
-def _counts(record: Mapping[str, Any], last_step: Mapping[int, float]) -> bool:
+def counts(record: Mapping[str, Any], last_step: Mapping[int, float]) -> bool:
+    """Whether a record is part of the run. `last_step` is what last_steps() gave."""
     generation, step = record.get("generation"), record.get("step")
     if not isinstance(generation, int) or not isinstance(step, int) or not last_step:
         return True
     return step <= last_step.get(generation, -1)
+
+
+def _records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append({key: _decoded(value) for key, value in record.items()})
+    return records
 
 
 def _encoded(value: Any) -> Any:

@@ -65,3 +65,6 @@ def test_a_run_does_not_end_well_without_its_last_save(
     again.save(fragments(15), step=15, **FACTS)
     again.finish()
     assert again.news() == []
+    ((step, folder),) = again.committed()
+    assert (step, folder.url.endswith("step-00000015/g0001")) == (15, True)
+    assert again.committed() == saver.committed() == []

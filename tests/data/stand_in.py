@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dist_alexnet import evaluate
+from dist_alexnet import arithmetic
 from dist_alexnet.data import loader
 from dist_alexnet.data.nvjpeg import Decode, decoded
 
@@ -33,5 +33,5 @@ def whole(files: Sequence[np.ndarray], off: int = 0) -> list[Tensor | None]:
 def in_place(decode: Decode = whole) -> Iterator[None]:
     """Every rank has `decode`."""
     here = partial(decoded, decode=decode, device=torch.device("cpu"))
-    with patch.object(loader, "decoded_here", here), patch.object(evaluate, "missing", lambda device: None):
+    with patch.object(loader, "decoded_here", here), patch.object(arithmetic, "missing", lambda device: None):
         yield

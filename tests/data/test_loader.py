@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from dist_alexnet.config import Batches, Colour, Config
+from dist_alexnet.data import loader
 from dist_alexnet.data.batch import Batch
 from dist_alexnet.data.colour import colour_noise
 from dist_alexnet.data.crop import square_box
@@ -140,6 +142,29 @@ def test_workers_change_nothing(index: ShardIndex, reference: list[Batch], worke
     assert len(batches) == len(reference)
     for ours, theirs in zip(batches, reference, strict=True):
         assert_same(joined([ours]), joined([theirs]))
+    assert all(0 < batch.fetch_s < 5 and 0 < batch.decode_s < 5 for batch in batches)  # noted by the worker
+
+
+def test_fetching_and_decoding_are_told_apart(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is slowed down by so much that it shows in the one figure only; a batch has 12 pictures and 1 read."""
+    read = ShardReader.read
+
+    def slow_read(reader: ShardReader, ids: np.ndarray) -> Any:
+        time.sleep(0.1)
+        return read(reader, ids)
+
+    monkeypatch.setattr(ShardReader, "read", slow_read)
+    batch = training(index)[0]
+    assert batch.fetch_s >= 0.1 > batch.decode_s
+    monkeypatch.undo()
+
+    def slow_decode(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.01)
+        return decode_crop(*arguments, **named)
+
+    monkeypatch.setattr(loader, "decode_crop", slow_decode)
+    batch = training(index)[0]
+    assert batch.decode_s >= BATCH * 0.01 > batch.fetch_s
 
 
 @pytest.mark.parametrize(

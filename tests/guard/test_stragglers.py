@@ -65,6 +65,16 @@ def test_named_once_and_again_after_it_was_well(alone: Mesh) -> None:
     assert named == [False, True, False, False, True]  # the first interval is not judged
 
 
+def test_what_travels_beside(alone: Mesh) -> None:
+    """In the same all-gather, and no part of the seconds."""
+    of_a_start = Stragglers(Heartbeat())
+    of_a_start.measure(2, [0.5, 7.0])
+    assert of_a_start.beside == [[0.5, 7.0]]
+    assert [len(row) for row in of_a_start.table_s] == [5]
+    of_a_start.measure(2)
+    assert of_a_start.beside == [[]]
+
+
 def test_short_intervals_say_nothing(alone: Mesh) -> None:
     of_a_start = Stragglers(Heartbeat())
     with patch.object(stragglers, "find_slow", lambda table: pytest.fail("judged")):

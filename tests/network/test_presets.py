@@ -23,6 +23,7 @@ IMAGENET = {
     "caffenet": (60_965_224, OF_2012),
     "net-145-half": (59_798_312, OF_2012),
     "net-146": (60_965_224 + 256 * (256 * 9 + 1), [*OF_2012, 6]),
+    "net-146-2011": (67_897_960, [*OF_2012, 6]),
     "net-147": (60_965_224, [55, 28, 26, 13, 13, 13, 11, 6]),
     "net-148": (60_965_224, OF_2012),
     "net-150": (60_714_408, OF_2012),
@@ -41,7 +42,8 @@ CIFAR = {
     "cifar-12pct": (1_901_386, [32, 16, 16, 8, 8, 8]),
     "cifar-11pct": (2_112_970, [24, 12, 12, 6, 6, 6]),
 }
-ALL = IMAGENET | CIFAR
+OWN = {"photographs": (1_143_720, [23, 11, 11, 5, 5, 5, 5, 2])}
+ALL = IMAGENET | CIFAR | OWN
 # what the decay multipliers of the CIFAR nets are of, as their headers say
 CIFAR_DECAY = 0.004
 
@@ -134,6 +136,7 @@ def test_initial_values_and_rates_of_2012() -> None:
     for name in (
         "alexnet-2012",
         "net-146",
+        "net-146-2011",
         "net-147",
         "net-148",
         "net-150",
@@ -145,7 +148,8 @@ def test_initial_values_and_rates_of_2012() -> None:
         for layer in weighted(name).values():
             convs = layer.name in ("conv3", "conv4", "conv5", "conv6")
             assert layer.init_sd == (0.03 if convs else 0.01), (name, layer.name)
-            assert layer.init_bias == (0 if layer.name in ("conv1", "conv3", "fc8") else 1), (name, layer.name)
+            zeros = ("conv1", "conv3", "bottleneck", "fc8")
+            assert layer.init_bias == (0 if layer.name in zeros else 1), (name, layer.name)
             assert (layer.weight.lr, layer.weight.decay, layer.bias.lr, layer.bias.decay) == (1, 1, 2, 0)
 
 
@@ -155,6 +159,7 @@ def test_the_relatives_of_145_differ_where_they_say() -> None:
     assert without_names(load_spec("net-148")) == without_names(base, "lrn", "spatial_norm")
     assert without_names(load_spec("net-177"), "dropout") == without_names(base, "dropout")
     assert [layer.kind for layer in load_spec("net-167").layers].count("lrn") == 1
+    assert load_spec("net-146-2011").layers[:-2] == load_spec("net-146").layers[:-1]
     assert load_spec("cifar-12pct") == load_spec("cifar-13pct")
 
 
@@ -240,4 +245,5 @@ def test_cifar(name: str, decay: list[float], init_sd: list[float]) -> None:
 @pytest.mark.parametrize("name", IMAGENET)
 def test_the_last_layers_are_fully_connected(name: str) -> None:
     layers = [layer for layer in load_spec(name).layers if isinstance(layer, FullyConnected)]
-    assert [layer.name for layer in layers] == ["fc6", "fc7", "fc8"]
+    extra = ["bottleneck"] if name == "net-146-2011" else []
+    assert [layer.name for layer in layers] == ["fc6", "fc7", *extra, "fc8"]

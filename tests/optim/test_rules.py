@@ -34,6 +34,33 @@ def traits(lr: float = 1.0, decay: float = 1.0, **values: Any) -> Traits:
     return Traits(**{"layer": "fc6", "role": "weight", "cut": "group", "vector": False, **values}, lr=lr, decay=decay)
 
 
+@pytest.mark.parametrize("name", ["sgd-2012", "sgd", "lars", "adamw"])
+def test_tells_what_it_adds(name: str) -> None:
+    """Of each tensor the change, to the last bit; nothing where the rate is 0, and nothing once nobody asks."""
+    weights = [nn.Parameter(torch.randn(5)) for _ in range(3)]
+    groups = parameter_groups(
+        [(weights[0], traits()), (weights[1], traits(role="bias")), (weights[2], traits(lr=0.0))], settings(name=name)
+    )
+    rule = make_optimizer(groups, settings(name=name))
+    told: list[tuple[Tensor, Tensor]] = []
+    rule.tell = lambda weight, change: told.append((weight, change.clone()))
+    for _ in range(2):
+        before: list[Tensor] = [weight.detach().clone() for weight in weights]
+        for parameter in weights:
+            parameter.grad = torch.randn(5)
+        rule.begin()
+        rule.step()
+        assert [id(weight) for weight, _ in told] == [id(weight) for weight in weights[:2]]
+        for (weight, change), old in zip(told, before, strict=False):
+            assert torch.equal(change, weight - old)
+            assert change.any()
+        told.clear()
+    rule.tell = None
+    rule.begin()
+    rule.step()
+    assert not told
+
+
 def walk(optimizer: torch.optim.Optimizer, weight: Tensor, rates: list[float]) -> list[float]:
     """The weight after each step with the gradients above."""
     path = []

@@ -25,14 +25,14 @@ CLASSES = 7  # a number that neither 2 nor 4 divides
 
 
 def config_of(case: dict[str, Any]) -> Config:
-    """case: columns, replicas, zero_stage, precision, optimizer."""
+    """case: columns, replicas, zero_stage, precision, optimizer; clip_norm where it clips."""
     layout = {key: case[key] for key in ("columns", "replicas", "zero_stage")}
     values = {
         "data": {"batch_size": 24, "image_size": 64, "resize": 72, "workers": 0},
         "network": {"num_classes": CLASSES, "width": 0.0625},
         "parallel": layout,
         "precision": case["precision"],
-        "optimizer": {"name": case["optimizer"]},
+        "optimizer": {"name": case["optimizer"], "clip_norm": case.get("clip_norm", 0.0)},
     }
     return config_from(values, str(case))
 

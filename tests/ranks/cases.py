@@ -22,9 +22,9 @@ from dist_alexnet.checkpoint import flat, store
 from dist_alexnet.config import Config, load_config
 from dist_alexnet.environment import read_world
 from dist_alexnet.errors import StopRequested
-from dist_alexnet.evaluate import evaluate_checkpoint
 from dist_alexnet.guard.divergence import Fault, Skipped
 from dist_alexnet.job import make_job
+from dist_alexnet.judging.judge import judge
 from dist_alexnet.parallel.start import distributed
 from dist_alexnet.standing import roll_back
 from dist_alexnet.track.tracker import Tracker
@@ -44,8 +44,8 @@ def save_again(config: Config, name: str, extra: dict[str, Any]) -> None:
 
 
 def evaluated(config: Config, name: str, extra: dict[str, Any]) -> None:
-    """Evaluate a checkpoint on this world."""
-    result = evaluate_checkpoint(Path(extra["checkpoint"]), config.data.val or "")
+    """Evaluate a checkpoint, or the average of several, on this world."""
+    result = judge(extra["checkpoints"], config.data.val or "", **extra.get("asked", {}))
     if dist.get_rank() == 0:
         (Path(config.run.dir) / f"{name}.json").write_text(json.dumps(result.as_dict()))
 

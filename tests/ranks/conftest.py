@@ -34,7 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "schedule": {"name": "steps", "at_epochs": [2.0]},
         "checkpoint": {"every_epochs": None},
         "evaluate": {"every_epochs": None, "batch_size": 10},
-        "log": {"every_steps": 1, "sample_keys": True, "wandb": {"mode": "disabled"}},
+        "log": {"every_steps": 1, "sample_keys": True, "pictures": False, "wandb": {"mode": "disabled"}},
     }
     path = folder / "config.yaml"
     path.write_text(to_yaml(config_from(values, "the test")))

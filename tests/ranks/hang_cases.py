@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from dist_alexnet import __main__ as command
 from dist_alexnet import train
 from dist_alexnet.checkpoint import store
+from dist_alexnet.data.feed import Feed
 from dist_alexnet.environment import tell_deepspeed
 from dist_alexnet.guard import stragglers
 
@@ -59,13 +60,16 @@ def no_batch(rank: int, step: int) -> AbstractContextManager[Any]:
     """The storage never answers."""
     batches = train.training_batches
 
-    def silent(*arguments: Any, **named: Any) -> Iterator[Any]:
-        for number, batch in enumerate(batches(*arguments, **named), start=1):
+    def silent(feed: Feed) -> Generator[Any, None, None]:
+        for number, batch in enumerate(feed, start=1):
             if number == step and dist.get_rank() == rank:
                 time.sleep(1000)
             yield batch
 
-    return patch.object(train, "training_batches", silent)
+    def all_silent(*arguments: Any, **named: Any) -> Feed:
+        return Feed(lambda taken: silent(batches(*arguments, **named)))
+
+    return patch.object(train, "training_batches", all_silent)
 
 
 @contextmanager
@@ -73,12 +77,15 @@ def straggling(rank: int, load_s: float) -> Iterator[None]:
     """A rank takes longer to load than the others."""
     batches = train.training_batches
 
-    def slower(*arguments: Any, **named: Any) -> Iterator[Any]:
-        for batch in batches(*arguments, **named):
+    def slower(feed: Feed) -> Generator[Any, None, None]:
+        for batch in feed:
             time.sleep(load_s if dist.get_rank() == rank else 0.0)
             yield batch
 
-    with patch.object(train, "training_batches", slower), patch.object(stragglers, "LEAST_S", 0.0):
+    def all_slower(*arguments: Any, **named: Any) -> Feed:
+        return Feed(lambda taken: slower(batches(*arguments, **named)))
+
+    with patch.object(train, "training_batches", all_slower), patch.object(stragglers, "LEAST_S", 0.0):
         yield
 
 
@@ -87,9 +94,9 @@ def slow(batch_s: float, save_s: float, asleep_s: float) -> Iterator[None]:
     """Each batch of an evaluation takes a while, so does a save, and every rank is stopped and woken; all is well."""
     after, save = train._Run._after_each_batch, store.save
 
-    def slower(self: Any) -> None:
+    def slower(self: Any, batch: Any) -> None:
         time.sleep(batch_s)
-        after(self)
+        after(self, batch)
 
     def saved(*arguments: Any, **named: Any) -> Any:
         time.sleep(save_s)

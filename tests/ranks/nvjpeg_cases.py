@@ -10,7 +10,7 @@ from zlib import crc32
 
 import torch.distributed as dist
 
-from dist_alexnet import evaluate
+from dist_alexnet import arithmetic, evaluate
 from dist_alexnet import train as story
 from dist_alexnet.__main__ import leave
 from dist_alexnet.config import Config
@@ -40,7 +40,7 @@ def one_has_not(config: Config, name: str, extra: dict[str, Any]) -> None:
     """Train, where the last rank has no nvJPEG; what it ends with is written down by each rank."""
     said = "nothing"
     last = dist.get_world_size() - 1
-    with patch.object(evaluate, "missing", lambda device: "this rank has none" if dist.get_rank() == last else None):
+    with patch.object(arithmetic, "missing", lambda device: "this rank has none" if dist.get_rank() == last else None):
         try:
             train(config)
         except RunFolderError as error:

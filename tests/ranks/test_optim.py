@@ -11,6 +11,7 @@ import torch
 from dist_alexnet.checkpoint.commit import read_commit
 from dist_alexnet.checkpoint.finding import resolve
 from dist_alexnet.track.jsonl import live_lines, starts
+from dist_alexnet.track.keys import AXES, KEYS, key_of
 from tests.ranks.harness import Case, difference, losses, run_cases, tensors
 
 COLUMNS, REPLICAS = "parallel.columns=2", "parallel.replicas=2"
@@ -31,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "clipped": (*LARS, "optimizer.clip_norm=0.5"),
     # eps as large as small gradients: below it AdamW makes whole steps of their rounding.
     "adamw": ("optimizer.name=adamw", "optimizer.lr=0.0001", "optimizer.eps=1e-3", "run.steps=8"),
-    "sgd": ("optimizer.name=sgd", "optimizer.nesterov=true", "run.steps=8"),
+    "sgd": ("optimizer.name=sgd", "optimizer.nesterov=true", "run.steps=8", "log.peak_tflops=0.5"),
     "manual": (
         "schedule.name=manual",
         "schedule.phases=[{epoch: 0.5, weights: 0.002}, {epoch: 0.9, layers: [conv1], weights: 0, biases: 0}]",
@@ -87,6 +88,54 @@ def ran(config: Path, runs: Path) -> Path:
 def test_the_same_run(ran: Path, name: str, rule: str) -> None:
     assert losses(ran / name) == pytest.approx(losses(ran / f"{rule}-reference"), rel=1e-4)
     assert difference(ran / name, ran / f"{rule}-reference") < 1e-4
+
+
+@pytest.mark.parametrize(("name", "rule"), OTHERS)
+def test_the_same_norms(ran: Path, name: str, rule: str) -> None:
+    """Of gradient, weights and update: first to the rounding of one step, then as the losses are."""
+    found, expected = norms_of(ran / name), norms_of(ran / f"{rule}-reference")
+    assert all(len(line) > 2 + 2 * 16 for line in expected)  # biases that are still 0 have no ratio
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    for here, there in zip(found, expected, strict=True):
+        assert here == pytest.approx(there, rel=1e-4)
+
+
+def norms_of(run: Path) -> list[dict[str, float]]:
+    """Of every line of training; "inf" and "nan" compare with nothing."""
+    return [
+        {key: value for key, value in line.items() if key.startswith(("norm/", "optim/update_ratio/"))}
+        for line in lines_of(run)
+        if "train/loss" in line
+    ]
+
+
+def test_norms_are_of_the_weights_that_are_saved(ran: Path) -> None:
+    """Of both sides of a step, in fp64; what stands still has no update."""
+    run = ran / "manual-replicas-zero-1"
+    steps = [tensors(run / "checkpoints" / f"step-{step:08d}") for step in range(1, 9)]
+    for before, after, line in zip(steps, steps[1:], norms_of(run)[1:], strict=False):
+        for name in (key for key in after if key.endswith("/weight")):
+            norm, key = after[name].double().norm().item(), name.removesuffix("/weight")
+            moved = (after[name].double() - before[name].double()).norm().item()
+            assert line[f"norm/weight/{key}"] == pytest.approx(norm, rel=1e-6)
+            assert line[f"optim/update_ratio/{key}"] == pytest.approx(moved / norm, rel=1e-4)
+    assert norms_of(run)[7]["optim/update_ratio/conv1.weight"] == 0 < norms_of(run)[7]["norm/gradient/conv1.weight"]
+
+
+def test_clipping_comes_after_the_norm(ran: Path) -> None:
+    assert max(line["norm/gradient"] for line in norms_of(ran / "clipped-reference")) > 2 * 0.5
+
+
+def test_every_key_is_in_the_table(ran: Path) -> None:
+    """And every key of the table that is always there, is there."""
+    always = {key for key in KEYS if key.always}
+    for run in ("sgd-reference", "adamw-data-zero-3", "lars-grid-zero-1", "manual-data-replicas-zero-2"):
+        for line in lines_of(ran / run):
+            keys = {key_of(name) for name in line if name not in (*AXES, "generation")}
+            here = {key for key in always if (key.section == "validation") == ("val/loss" in line)}
+            assert here <= keys, (run, line)
+            assert None not in keys, (run, line)
+    assert all(("speed/mfu" in line) == ("train/loss" in line) for line in lines_of(ran / "sgd-data-zero-2"))
 
 
 def test_rules_differ(ran: Path, config: Path) -> None:
@@ -238,6 +287,17 @@ def test_replicas_sum_once_a_step(looked_into: Path, world: int, name: str) -> N
         stage = int(name.split("zero-")[1][0])
         most = found["held"] if stage == 0 or world == 2 else found["held"] // 2
         assert all(most <= count <= most + 200 for count in found["elements"])  # and ZeRO's padding
+
+
+@pytest.mark.parametrize("name", ["reference", *(name for _, name, _ in SPOILT)])
+def test_a_dropped_step_has_no_gradient_and_no_update(looked_into: Path, name: str) -> None:
+    """The others' are the same on every layout, of the loss as it is and not as it was scaled."""
+    found, expected = norms_of(looked_into / f"spoilt-{name}"), norms_of(looked_into / "spoilt-reference")
+    assert [len(line) for line in found] == [2 + 3 * 16, 2 + 3 * 16, 1 + 16, 2 + 3 * 16]
+    assert found[2]["norm/weight"] == found[1]["norm/weight"]
+    full = norms_of(looked_into / "fp16-full")[0]
+    for other in (expected[0], full):
+        assert found[0]["norm/gradient"] == pytest.approx(other["norm/gradient"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["reference", *(name for _, name, _ in SPOILT)])

@@ -8,7 +8,7 @@ import pytest
 from dist_alexnet.data.measure import measure
 from dist_alexnet.data.statistics import write_statistics
 from dist_alexnet.errors import CheckpointError, ConfigError
-from dist_alexnet.evaluate import evaluate_checkpoint
+from dist_alexnet.judging.judge import judge
 from shards.index import read_index
 from tests.ranks.harness import Case, losses, run_cases
 
@@ -29,16 +29,16 @@ def test_a_mean_image_goes_through_training_and_evaluation(config: Path, runs: P
     val = str(config.parent / "shards" / "val.index.json")
     lines = [json.loads(line) for line in (runs / "mean-image" / "metrics.jsonl").read_text().splitlines()]
     trained = next(line["val/loss"] for line in lines if "val/loss" in line)
-    assert evaluate_checkpoint(runs / "mean-image", val).loss == pytest.approx(trained, rel=1e-6)
+    assert judge([str(runs / "mean-image")], val).figures.loss == pytest.approx(trained, rel=1e-6)
 
     good = statistics.read_text()
     document = json.loads(good)
     document["standard_deviations"][0] += 1
     statistics.write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="trained with other statistics"):
-        evaluate_checkpoint(runs / "mean-image", val)
+        judge([str(runs / "mean-image")], val)
     statistics.unlink()
     with pytest.raises(ConfigError, match="there is no statistics file"):
-        evaluate_checkpoint(runs / "mean-image", val)
+        judge([str(runs / "mean-image")], val)
     statistics.write_text(good)
-    assert evaluate_checkpoint(runs / "mean-image", val).images == 37
+    assert judge([str(runs / "mean-image")], val).figures.images == 37

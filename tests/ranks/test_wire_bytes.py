@@ -1,4 +1,4 @@
-"""What `network show` says a rank sends is what the kernel counts on its connections in a real run."""
+"""What `network show` and `wire/bytes_per_step` say a rank sends is what the kernel counts in a real run."""
 
 import json
 import sys
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dist_alexnet.config import load_config
+from dist_alexnet.config import batches_on, load_config
 from dist_alexnet.job import network_of
-from dist_alexnet.network.cost import sent_on
+from dist_alexnet.network.cost import data_bytes, sent_on
 from dist_alexnet.network.spec import load_spec
 from dist_alexnet.parallel.layout import Layout
+from dist_alexnet.track.jsonl import read_lines
 from tests.ranks.harness import Case, run_cases
 
 STEPS, IMAGES = 4, 24
@@ -24,6 +25,10 @@ CASES = {  # name: layout, overrides, bytes of an element on the wire
     "replicas-fp16": (Layout(replicas=2), ("parallel.exchange=fp16",), 2),
     "columns-150": (Layout(columns=2), ("network.name=net-150",), 4),
     "batch-norm": (Layout(replicas=2), ("network.name=alexnet-bn", "network.batch_norm_groups=4"), 4),
+    "data-zero-0": (Layout(data=2), ("parallel.micro_batch=6",), 4),
+    "data-zero-1": (Layout(data=2), ("parallel.zero_stage=1", "parallel.micro_batch=6"), 4),
+    "data-zero-2": (Layout(data=2), ("parallel.zero_stage=2", "parallel.micro_batch=6"), 4),
+    "data-zero-3": (Layout(data=2), ("parallel.zero_stage=3", "parallel.micro_batch=6"), 4),
 }
 
 
@@ -44,9 +49,14 @@ def counted(config: Path, runs: Path) -> Path:
 def test_bytes_on_the_wire(counted: Path, config: Path, name: str) -> None:
     layout, _, element_bytes = CASES[name]
     settings = load_config(config, overrides(name))
+    sent = sent_on(network_of(settings, load_spec(settings.network.name)), layout)
+    accumulation = batches_on(settings, 2).accumulation
     expected = float(
-        sent_on(network_of(settings, load_spec(settings.network.name)), layout).step_bytes(IMAGES, element_bytes)
+        sent.step_bytes(IMAGES // layout.data, element_bytes)
+        + data_bytes(sent.held, layout.data, settings.parallel.zero_stage, accumulation)
     )
+    (line,) = [line for line in read_lines(counted / f"wire-{name}" / "metrics.jsonl") if "train/loss" in line]
+    assert line["wire/bytes_per_step"] == expected
     for rank in range(2):
         steps = json.loads((counted / f"wire-{name}-{rank}.json").read_text())
         assert len(steps) == STEPS

@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Path:
         "optimizer": {"lr": 0.001},
         "checkpoint": {"every_epochs": None, "every_steps": 2},
         "evaluate": {"every_epochs": None},
-        "log": {"every_steps": 1, "sample_keys": True, "wandb": {"mode": "disabled"}},
+        "log": {"every_steps": 1, "sample_keys": True, "pictures": False, "wandb": {"mode": "disabled"}},
     }
     write_shards(tmp_path / "shards")
     path = tmp_path / "config.yaml"

@@ -67,7 +67,7 @@ def config(cluster: Cluster) -> Path:
         "optimizer": {"lr": 0.001},
         "schedule": {"name": "steps", "at_epochs": [2.0]},
         "checkpoint": {"every_epochs": None, "every_steps": 10},
-        "log": {"every_steps": 1, "sample_keys": True, "wandb": {"mode": "disabled"}},
+        "log": {"every_steps": 1, "sample_keys": True, "pictures": False, "wandb": {"mode": "disabled"}},
     }
     path = folder / "config.yaml"
     path.write_text(to_yaml(config_from(values, "the test")))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_alexnet.track.jsonl import JsonLines, Start, live_lines, read_lines, starts
+from dist_alexnet.track import jsonl
+from dist_alexnet.track.jsonl import JsonLines, Start, Tail, live_lines, read_lines, starts
 
 
 def write(path: Path, generation: int, *records: Mapping[str, object]) -> None:
@@ -100,3 +101,31 @@ def test_a_start_that_nothing_stands_on_supersedes_nothing(tmp_path: Path) -> No
 def test_without_starts_every_line_counts(tmp_path: Path) -> None:
     write(tmp_path / "m", 1, {"step": 9})
     assert len(live_lines(tmp_path / "m", {})) == 1
+
+
+def test_a_tail_gives_each_whole_line_once_while_the_file_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "TAIL_BYTES", 40)  # less than a line: parts are put together
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.new() is None
+    lines = JsonLines(path, 1)
+
+    def new() -> list[int]:
+        steps = []
+        while (records := tail.new()) is not None:
+            steps += [record["step"] for record in records]
+        return steps
+
+    for step in (1, 2, 3):
+        lines.append({"step": step, "train/loss": math.nan, "text": "x" * 50})
+    assert new() == [1, 2, 3]
+    with path.open("ab") as file:
+        file.write(b'{"generation": 1, "step": 4, ')  # half of a line
+        file.flush()
+        assert new() == []
+        file.write(b'"text": "y"}\n')
+    lines.append({"step": 5})
+    assert new() == [4, 5]
+    assert new() == []

@@ -1,48 +1,117 @@
 """The file is told before anyone else."""
 
 import io
-from collections.abc import Mapping
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytest
+
+from dist_alexnet.track import session
+from dist_alexnet.track import tracker as tracker_module
 from dist_alexnet.track.console import NullConsole, PlainConsole
 from dist_alexnet.track.jsonl import JsonLines, read_lines
+from dist_alexnet.track.session import Card
 from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.track.wandb_run import WandbRun
 
 
-class BrokenService:
-    """A W&B run whose every call fails, and which looks at the file when it is called."""
+class Slow:
+    """A W&B run that looks at the file when it is called."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen: list[int] = []
 
-    def log(self, values: Mapping[str, Any]) -> None:
+    def wake(self) -> None:
         self.seen.append(len(read_lines(self.path)))
-        raise ConnectionError("gone\nsecond line")
 
-    def finish(self, exit_code: int) -> None:
-        raise AssertionError("a run that failed is left alone")
+    def finish(self, exit_code: int, limit_s: float = 0) -> None:
+        self.seen.append(exit_code)
 
 
-def test_the_file_first_and_a_failing_service_stops_nothing(tmp_path: Path, capsys: Any) -> None:
+def test_the_file_first(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "metrics.jsonl"
-    service, stream = BrokenService(path), io.StringIO()
-    tracker = Tracker(JsonLines(path, 0), WandbRun(service), PlainConsole(10, stream))
+    service, stream = Slow(path), io.StringIO()
+    tracker = Tracker(JsonLines(path, 0), cast(WandbRun, service), PlainConsole(10, stream))
     for step in (1, 2):
         tracker.metrics(step, step * 64, step / 5, {"train/loss": 2.0})
     tracker.message("hello")
-    tracker.close()
-    assert service.seen == [1]
+    tracker.close(75)
+    assert service.seen == [1, 2, 75]
     assert read_lines(path) == [
         {"generation": 0, "step": 1, "samples": 64, "epoch": 0.2, "train/loss": 2.0},
         {"generation": 0, "step": 2, "samples": 128, "epoch": 0.4, "train/loss": 2.0},
     ]
     assert len(stream.getvalue().splitlines()) == 3
-    assert capsys.readouterr().err.splitlines() == [
-        "W&B: log failed (ConnectionError: gone); the run goes on without it, metrics.jsonl is complete"
-    ]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("broken", ["open", "send", "config"])
+def test_whatever_w_and_b_raises_is_one_line_and_stops_nothing(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    class Session:
+        first_step, is_offline = 0, False
+
+        def say(self, facts: object) -> None: ...
+
+        def send(self, row: object) -> None:
+            raise ConnectionError("gone\nsecond line")
+
+    def open_session(*_: object, **__: object) -> Session:
+        if broken == "open":
+            raise ConnectionError("gone\nsecond line")
+        return Session()
+
+    def card() -> Card:
+        if broken == "config":
+            raise ConnectionError("gone\nsecond line")
+        return Card("id", "name", tmp_path, "project")
+
+    monkeypatch.setattr(session, "open_session", open_session)
+    tracker = Tracker(
+        JsonLines(tmp_path / "metrics.jsonl", 1), WandbRun(card, ("online",), tmp_path, (1, 0)), NullConsole()
+    )
+    for step in (1, 2, 3):
+        tracker.metrics(step, step * 64, step / 5, {"train/loss": 2.0})
+    tracker.alert("title", "text")
+    tracker.checkpoint(3, "there")
+    tracker.pictures(3, {"filters": tmp_path / "none.png"})
+    tracker.close()
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "failed (ConnectionError: gone); " in line
+
+
+def test_the_last_message_of_a_process_that_hangs_is_bounded(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, alerts = threading.Event(), []
+
+    class Session:
+        first_step, is_offline = 0, False
+
+        def say(self, facts: object) -> None: ...
+
+        def alert(self, title: str, text: str) -> None:
+            alerts.append((title, text))
+
+        def finish(self, exit_code: int) -> None:
+            never.wait()
+
+    monkeypatch.setattr(session, "open_session", lambda *_, **__: Session())
+    monkeypatch.setattr(tracker_module, "HANGS_S", 0.3)
+    wandb = WandbRun(lambda: Card("id", "name", tmp_path, "project"), ("online",), tmp_path, (1, 0))
+    tracker, began_s = Tracker(None, wandb, NullConsole()), time.monotonic()
+    tracker.hangs("it hangs", "rank 1 stands in load")
+    assert 0.25 < time.monotonic() - began_s < 5
+    assert alerts == [("it hangs", "rank 1 stands in load")]
+    tracker.close(1)  # it has been ended
+    assert time.monotonic() - began_s < 5
+    never.set()
+    assert "not everything was sent within 0 s" in capsys.readouterr().err
 
 
 def test_a_rank_without_file_and_service(capsys: Any) -> None:
