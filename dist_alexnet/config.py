@@ -421,6 +421,9 @@ class Evaluate(Section):
     every_epochs: float | None = Field(1.0, description="evaluate at the first step past each multiple", gt=0)
     every_steps: Positive | None = Field(None, description="evaluate each time this many steps are done")
     batch_size: Positive = Field(256, description="images in one forward of evaluation, over all ranks")
+    views: Literal[1, 10] = Field(
+        1, description="of an image: its centre; or 2012's ten, probabilities averaged, at ten times the work"
+    )
 
 
 class Spike(Section):

@@ -116,9 +116,9 @@ class Engine:
         for group in self._rule.param_groups:
             group["lr"] = rate(group["layer"], group["role"], group["lr_multiplier"])
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *inputs: Tensor, **settings: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The module's forward, through DeepSpeed's hooks."""
-        outputs: tuple[Tensor, Tensor, Tensor] = self._engine(*inputs)
+        outputs: tuple[Tensor, Tensor, Tensor] = self._engine(*inputs, **settings)
         return outputs
 
     def backward(self, weighted_loss_sum: Tensor) -> None:

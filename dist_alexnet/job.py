@@ -100,7 +100,9 @@ class Job:
         if schedule.needs_length:
             return {"run.length": str(self.epochs)}
         if schedule.name == "plateau" and self.val is not None:
-            return {"data.val": self.val.digest, "evaluate.due": [evaluate.every_steps, evaluate.every_epochs]}
+            due = [evaluate.every_steps, evaluate.every_epochs]
+            views = {} if evaluate.views == 1 else {"evaluate.views": evaluate.views}
+            return {"data.val": self.val.digest, "evaluate.due": due, **views}
         return {}
 
 

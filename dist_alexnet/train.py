@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -382,13 +383,14 @@ class _Run:
         self.batches.rest()  # two sets of loader processes would hold twice the memory
         try:
             result = evaluate(
-                self.engine.forward,
+                partial(self.engine.forward, views=self.config.evaluate.views),
                 index,
                 self.config,
                 self.job.statistics,
                 self.mesh,
                 self.device,
                 after_each=self._after_each_batch,
+                views=self.config.evaluate.views,
             )
         finally:
             self.engine.train()

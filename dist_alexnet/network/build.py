@@ -35,6 +35,7 @@ from dist_alexnet.network.spec import (
     Weighted,
 )
 from dist_alexnet.parallel.collectives import (
+    averaged_logits,
     cross_entropy,
     gather_columns,
     gather_features,
@@ -158,9 +159,11 @@ class ColumnNetwork(nn.Module):
         return runs, self.columns_here
 
     def forward(
-        self, x_bCHW: Tensor, label_b: Tensor, weight_b: Tensor, position_b: Tensor
+        self, x_bCHW: Tensor, label_b: Tensor, weight_b: Tensor, position_b: Tensor, views: int = 1
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss_B, ahead_B, weight_B) of the model group's images, the same on each of its ranks.
+
+        views: rows of each image, next to each other, whose probabilities are averaged; only in evaluation.
 
         x_bCHW: this replica's images, pixels minus mean. label_b, position_b: int64. weight_b: 0 where the picture did
         not decode. loss_B is not weighted; ahead_B counts the classes that stand before the true one.
@@ -168,6 +171,9 @@ class ColumnNetwork(nn.Module):
         facts_b3 = torch.stack([label_b, position_b, weight_b.to(torch.int64)], dim=1)
         label_B, position_B, weight_B = gather_images(facts_b3, self.mesh).unbind(1)
         logits_Bu, first_class = self.logits(x_bCHW, position_b, position_B, weight_b)
+        if views > 1:
+            logits_Bu = averaged_logits(logits_Bu, views, self.mesh)
+            label_B, weight_B = label_B[::views], weight_B[::views]
         loss_B, ahead_B = cross_entropy(logits_Bu, label_B, first_class, self.mesh)
         return loss_B, ahead_B, weight_B.to(loss_B.dtype)
 

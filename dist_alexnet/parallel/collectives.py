@@ -15,6 +15,7 @@ from dist_alexnet.parallel.layout import LogicalTensor, Place, owned_rows
 from dist_alexnet.parallel.mesh import Mesh
 
 Reads = Literal["own", "all"]  # a layer reads its own column, or all of them
+LEAST_PROBABILITY = 2.0**-149  # the smallest positive fp32: what logarithms take for 0
 
 
 class _Stack(torch.autograd.Function):
@@ -271,6 +272,23 @@ class _Softmax(torch.autograd.Function):
         probability_Bu, slot_B1, own_B = ctx.saved_tensors
         grad_Bu = probability_Bu.scatter_add(1, slot_B1, -own_B[:, None].to(probability_Bu.dtype))
         return grad_Bu * grads[0][:, None], None, None, None
+
+
+@torch.no_grad()
+def averaged_logits(logits_Ru: Tensor, views: int, mesh: Mesh) -> Tensor:
+    """The logarithm of probabilities averaged over the `views` rows of an image, which are next to each other: (B, u).
+
+    logits_Ru: this rank's classes, R = B * views. As logits they give these probabilities again. fp64, of probabilities
+    that were rounded to fp32: so the order in which ranks add up decides no tie.
+    """
+    logits_Ru = logits_Ru.double()
+    max_R = logits_Ru.amax(1)
+    _reduce(max_R, dist.ReduceOp.MAX, mesh)
+    exp_Ru = (logits_Ru - max_R[:, None]).exp()
+    sum_R = exp_Ru.sum(1)
+    _reduce(sum_R, dist.ReduceOp.SUM, mesh)
+    mean_Bu = (exp_Ru / sum_R[:, None]).view(-1, views, logits_Ru.shape[1]).mean(1)
+    return mean_Bu.float().double().clamp_min(LEAST_PROBABILITY).log()
 
 
 def _reduce(values: Tensor, op: Any, mesh: Mesh) -> None:

@@ -44,7 +44,15 @@ def torn(runs: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(config: Path, runs: Path, torn: Path) -> Path:
     twelve = (f"data.val={torn}", "run.steps=12", "evaluate.every_steps=6")
-    run_cases(2, config, [Case("to-evaluate", ("parallel.columns=2", *twelve)), Case("on-data", twelve)])
+    ten = ("evaluate.views=10", *twelve)
+    cases = [
+        Case("to-evaluate", ("parallel.columns=2", *twelve)),
+        Case("on-data", twelve),
+        Case("ten-columns", ("parallel.columns=2", *ten)),
+        Case("ten-replicas", ("parallel.replicas=2", "parallel.zero_stage=1", *ten)),
+        Case("ten-data", ("parallel.zero_stage=3", *ten)),
+    ]
+    run_cases(2, config, cases)
     return runs / "to-evaluate"
 
 
@@ -64,6 +72,16 @@ def test_what_fails_in_an_evaluation_stands_in_the_ledger_once(trained: Path, ru
         (step, position_of(trained), f"val-{TORN:04d}") for step in (6, 12)
     ]
     assert all("truncated" in line["cause"] for line in ledgers[0])
+
+
+@pytest.mark.parametrize("layout", ["columns", "replicas", "data"])
+def test_ten_views_in_training_are_those_of_the_command(trained: Path, runs: Path, torn: Path, layout: str) -> None:
+    """Where classes are cut over ranks, too; and they are not the centre's."""
+    last = [line for line in read_lines(runs / f"ten-{layout}" / "metrics.jsonl") if "val/loss" in line][-1]
+    figures = judge([str(runs / f"ten-{layout}")], str(torn), views=10).figures
+    assert (last["val/top1"], last["val/top5"]) == (figures.top1, figures.top5)
+    assert last["val/loss"] == pytest.approx(figures.loss, rel=1e-6)
+    assert last["val/loss"] != pytest.approx(judge([str(trained)], str(torn)).figures.loss, rel=1e-5)
 
 
 def test_a_node_that_cannot_make_its_cache_is_every_ranks_mistake(config: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ HANGS = {
     "no-batch": Hang(
         ["no_batch", 1, AT],
         rf"rank 1 on host {HOST}: in load since \d+ s, shards? .*train-00000\d\.tar.*, step {AT}, at "
-        r"dist_alexnet/train\.py:\d+ \(_step\); waiting: rank 0 in reduce",
+        r"dist_alexnet/data/feed\.py:\d+ \(__next__\); waiting: rank 0 in reduce",
     ),
     "columns-stuck": Hang(
         ["stuck", 1, AT],
