@@ -35,7 +35,7 @@ class Attempt:
 def attempts(run_folder: Path) -> list[Attempt]:
     """The starts of a run, oldest first. Raises RunFolderError where there has been none."""
     records = read_lines(run_folder / "attempts.jsonl")
-    if not records:
+    if not any(record.get("event") == "start" for record in records):
         raise RunFolderError(f"{run_folder} holds no attempts.jsonl with a start: give the folder of a run")
     ends = {record["generation"]: record for record in records if record.get("event") == "end"}
     reached: dict[int, int] = {}

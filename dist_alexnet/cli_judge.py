@@ -40,16 +40,18 @@ def evaluate(
     _check_views(views)
     check_can_write(json_file)
     numbers = None if weights is None else _numbers(weights)
-    from dist_alexnet.judging.judge import judge
+    from dist_alexnet.judging.judge import Judgement, judge
     from dist_alexnet.judging.show import lines, show_classes
 
-    result = judge(checkpoints, shards, views, numbers, labels, probabilities)
-    for line in lines(result):
-        say_on_rank_0(line)
-    if per_class and rank() == 0:
-        show_classes(result.figures)
-    if json_file is not None and rank() == 0:
-        write_json(json_file, result.as_dict())
+    def told(result: Judgement) -> None:
+        for line in lines(result):
+            typer.echo(line)
+        if per_class:
+            show_classes(result.figures)
+        if json_file is not None:
+            write_json(json_file, result.as_dict())
+
+    judge(checkpoints, shards, views, numbers, labels, probabilities, told)
 
 
 def predict(
@@ -68,6 +70,7 @@ def predict(
     _check_views(views)
     check_can_write(json_file)
     check_can_write(picture, "--picture")
+    _check_png(picture)
     from dist_alexnet.predict import draw, lines
     from dist_alexnet.predict import predict as predict_all
 
@@ -85,6 +88,13 @@ def _check_views(views: int) -> None:
 
     if views not in (1, 10):
         raise InputError(f"--views is {views}, expected 1 (the centre) or 10 (corners, centre and their mirrors)")
+
+
+def _check_png(picture: Path | None) -> None:
+    from shards.errors import InputError
+
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"--picture is {picture}, expected a name that ends in .png: what is written is a PNG")
 
 
 def _numbers(text: str) -> list[float]:

@@ -6,13 +6,14 @@ the other run may go on, be pruned or be moved: this one stays what it is.
 
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_alexnet.checkpoint.commit import Commit, read_commit
 from dist_alexnet.checkpoint.contents import read_contents
-from dist_alexnet.checkpoint.finding import resolve
+from dist_alexnet.checkpoint.finding import committed_in, resolve, root_of
 from dist_alexnet.checkpoint.place import Place
 from dist_alexnet.checkpoint.store import load, verified
 from dist_alexnet.config import Config
@@ -53,7 +54,7 @@ def source_of(config: Config, resume: str = "auto") -> Source | None:
     asked = config.finetune.source
     if asked is None:
         return None
-    known = _written_down(config.run_folder, resume)
+    known = _written_down(config, resume)
     if known is not None and known.asked == asked:
         return known
     try:
@@ -71,18 +72,31 @@ def write_down(source: Source | None, run_folder: Path) -> None:
         create(str(run_folder / RECORD), json.dumps(source.record(), indent=1).encode())
 
 
-def _written_down(run_folder: Path, resume: str) -> Source | None:
-    record: dict[str, Any] | None = None
+def _written_down(config: Config, resume: str) -> Source | None:
+    run_folder = config.run_folder
     try:
         if (run_folder / RECORD).exists():
             record = json.loads((run_folder / RECORD).read_text())
-        elif resume not in ("auto", "never"):
-            record = read_commit(resolve(resume)).state.get(IN_STATE)
+        else:
+            record = _in_checkpoints(config, resume)
         if record is None:
             return None
         return Source(record["from"], record["checkpoint"], int(record["step"]), record["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{run_folder / RECORD} is not what a run wrote: {error}") from error
+
+
+def _in_checkpoints(config: Config, resume: str) -> dict[str, Any] | None:
+    """With checkpoint.url a run may go on from another folder, which has no record yet."""
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return read_commit(resolve(resume)).state.get(IN_STATE)
+    url = config.checkpoint.url
+    for folder in committed_in(root_of(config.run_folder) if url is None else Place.at(url)):
+        with suppress(CheckpointError):  # a damaged one is passed over when the run is taken up, too
+            return read_commit(folder).state.get(IN_STATE)
+    return None
 
 
 def check_fits(new_layers: Collection[str], network: Network, theirs: Network, where: str) -> None:

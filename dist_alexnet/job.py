@@ -130,6 +130,7 @@ def make_job(config: Config, world_size: int, resume: str = "auto") -> Job:
     for index in (train, val):
         if index is not None:
             check_classes(index, config.network.num_classes)
+    check_same_classes(train, val)
     if len(train) < config.data.batch_size:
         raise ConfigError(
             f"the training set has {len(train)} images, expected at least data.batch_size ({config.data.batch_size})"
@@ -178,6 +179,17 @@ def check_classes(index: ShardIndex, num_classes: int) -> None:
             f"the {index.split} shards in {index.folder} have {index.num_classes} classes, network.num_classes is "
             f"{num_classes}: set it to at least {index.num_classes}"
         )
+
+
+def check_same_classes(train: ShardIndex, val: ShardIndex | None) -> None:
+    """Raise ConfigError if a class has another number in the validation set, where both sets name theirs."""
+    named = () if val is None else zip(train.classes or (), val.classes or (), strict=False)
+    for number, (here, there) in enumerate(named):
+        if here != there:
+            raise ConfigError(
+                f"class {number} is {here!r} in data.train and {there!r} in data.val: build both sets with the same "
+                "classes in the same order"
+            )
 
 
 def describe(config: Config) -> str:

@@ -50,12 +50,12 @@ class Predictions:
         return [(number, float(row_C[number])) for number in order]
 
     def name(self, number: int) -> str:
-        """Of a class: its number where no names are known."""
-        return str(number) if self.classes is None else self.classes[number]
+        """Of a class: its number where no name is known."""
+        return str(number) if self.classes is None or number >= len(self.classes) else self.classes[number]
 
     def meaning(self, number: int) -> str | None:
         """Of a class, in words, where the training set had them."""
-        return None if self.words is None else self.words[number]
+        return None if self.words is None or number >= len(self.words) else self.words[number]
 
     def as_dict(self, top: int) -> dict[str, Any]:
         """Plain values."""

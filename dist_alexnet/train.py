@@ -404,7 +404,7 @@ class _Run:
         started_s = time.monotonic()
         self.heart.enter("evaluate")
         read = self.guard.data_steps(np.array([max(0, step - 1)]), self.config.data.batch_size)
-        self.pictures.draw(step, int(read[0]), moved=lambda: self.heart.enter("evaluate"))
+        self.pictures.draw(step, int(read[0]), moved=self.heart.moved)
         self.measures.pause(time.monotonic() - started_s)
 
     def _after_each_batch(self, batch: Batch) -> None:
@@ -478,13 +478,13 @@ class _Run:
 
     def _end(self, cause: str, code: int) -> None:
         self.watchdog.close()
+        if self.attempt is not None:  # before W&B, which may be waited for until whoever launched us kills us
+            self.attempt.end(cause, code, self.standing.step)
         if hasattr(self, "tracker"):
             self._name_saved()
             if code:
                 self.tracker.alert(f"{self.config.run.name} has ended", f"{cause} (after step {self.standing.step})")
             self.tracker.close(code)
-        if self.attempt is not None:
-            self.attempt.end(cause, code, self.standing.step)
 
 
 def _choose_arithmetic(config: Config, device: torch.device) -> None:

@@ -53,7 +53,7 @@ class TrainingPictures:
     def draw(self, step: int, data_step: int, moved: Callable[[], None] = lambda: None) -> None:
         """Write <run folder>/pictures/step-XXXXXXXX-*.png, and show them to the tracker. All ranks call it, between
         steps. data_step: which global batch the step has read, from 0. moved: told between what may take long, where
-        storage is asked again.
+        storage is asked again; on rank 0 more often than on the others.
         """
         if self._job.val is not None and self._chosen is None:
             self._chosen = on_first_rank(self._choose)

@@ -81,9 +81,18 @@ def main() -> None:
     files = photographs(asked.folders)
     if not files:
         parser.error(f"no .jpg files below {', '.join(map(str, asked.folders))}: name folders with photographs")
+    names = [file.stem for file in files]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            parser.error(f"{files[names.index(name)]} and {files[number]} would be one class {name}: rename one")
     partial = asked.to.with_name(f".{asked.to.name}.partial")  # so that what was killed is not taken for a set
     shutil.rmtree(partial, ignore_errors=True)
-    kept = sum(cut(file, partial, asked.train, asked.val, asked.side) for file in files)
+    kept = 0
+    for file in files:
+        try:
+            kept += cut(file, partial, asked.train, asked.val, asked.side)
+        except (OSError, Image.DecompressionBombError) as error:
+            parser.error(f"{file} cannot be cut ({error}): take it away")
     if not kept:
         parser.error(f"none of the {len(files)} photographs has enough on it: name others")
     partial.rename(asked.to)

@@ -184,11 +184,12 @@ def test_evaluate_prints_and_writes_json(
     values = {"loss": 0.25, "top1": 0.96, "images": 1000}
     asked: list[tuple[Any, ...]] = []
 
-    def judge(*given: Any) -> SimpleNamespace:
-        asked.append(given)
-        return SimpleNamespace(as_dict=lambda: values)
+    def judge(*given: Any) -> None:
+        *rest, told = given
+        asked.append(tuple(rest))
+        told(SimpleNamespace(as_dict=lambda: values))
 
-    stand_in(monkeypatch, "dist_alexnet.judging.judge", judge=judge)
+    stand_in(monkeypatch, "dist_alexnet.judging.judge", judge=judge, Judgement=SimpleNamespace)
     stand_in(monkeypatch, "dist_alexnet.judging.show", lines=lambda result: ["loss 0.2500"], show_classes=never)
     out = tmp_path / "result.json"
     command = ["evaluate", "runs/x", "said.npz", "--shards", "s3://b/val.index.json", "--json", str(out)]

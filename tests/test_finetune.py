@@ -114,6 +114,20 @@ def test_the_run_goes_on_in_another_folder_without_its_source(
     assert "finetune.json is not what a run wrote" in refused(capsys, config, *asked[2:])
 
 
+def test_another_machine_goes_on_while_the_source_trains_on(
+    config: Path, imported: tuple[Path, Weights], tmp_path: Path
+) -> None:
+    """With checkpoint.url and a run folder of its own: the run's checkpoints say with which step it began."""
+    folder, _ = imported
+    asked = ["train", str(config), f"finetune.from={folder}", NEW, f"checkpoint.url={tmp_path / 'far'}"]
+    assert run(asked) == 0
+    began = json.loads((tmp_path / "runs" / "tuned" / "finetune.json").read_text())
+    shutil.rmtree(tmp_path / "runs")
+    folder.rename(tmp_path / "elsewhere")
+    assert run([*asked, "run.steps=3"]) == 0
+    assert json.loads((tmp_path / "runs" / "tuned" / "finetune.json").read_text()) == began
+
+
 def test_doctor_looks_at_the_source(config: Path, imported: tuple[Path, Weights]) -> None:
     folder, _ = imported
     world = World(0, 1, 0, 1, "bare")

@@ -90,16 +90,28 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_validation_set_with_more_classes_is_refused(data: Path, tmp_path: Path) -> None:
-    for label in range(2):
-        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
-        for number in range(8):
-            (tmp_path / "pictures" / str(label) / f"{number}.jpg").write_bytes(jpeg(number))
-    build_shards(FolderSource(str(tmp_path / "pictures")), "train", str(tmp_path))
+    pictures_of(tmp_path, "ant", "bee")
     sets = {"train": f"{tmp_path}/train.index.json", "val": f"{data}/val.index.json"}
     job = make_job(config(data, data=sets, network={"num_classes": 3}), 1)
     assert job.val is not None
     assert (job.train.num_classes, job.val.num_classes) == (2, 3)
     refused(ConfigError, "the val shards in .* have 3 classes", config(data, data=sets, network={"num_classes": 2}))
+
+
+def test_a_class_has_the_same_number_in_both_sets(data: Path, tmp_path: Path) -> None:
+    """A folder that is missing from one of them would move the numbers of all behind it."""
+    pictures_of(tmp_path, "bee", "cat")
+    sets = {"train": f"{data}/train.index.json", "val": f"{tmp_path}/train.index.json"}
+    refused(ConfigError, "class 0 is 'ant' in data.train and 'bee' in data.val", config(data, data=sets))
+
+
+def pictures_of(folder: Path, *classes: str) -> None:
+    """A training set of 8 pictures a class."""
+    for name in classes:
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            (folder / "pictures" / name / f"{number}.jpg").write_bytes(jpeg(number))
+    build_shards(FolderSource(str(folder / "pictures")), "train", str(folder))
 
 
 def identity(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,16 @@ def test_without_names_there_are_numbers(
     assert {line.split()[1] for line in said[2:7]} == set("01234")
 
 
+def test_a_network_may_have_more_classes_than_names(
+    alone: Mesh, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """network.num_classes is at least what the training set has."""
+    made = make(tmp_path / "more", 2, classes=("a", "b", "c"), words=("cat", "dog", "fish"))
+    assert run(["predict", made.folder, pictures[0]]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert {" ".join(line.split()[1:]) for line in said[1:6]} == {"a cat", "b dog", "c fish", "3", "4"}
+
+
 def test_what_is_no_picture_is_said_in_a_line(
     network: Made, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +122,7 @@ def test_what_is_no_picture_is_said_in_a_line(
         ([str(tmp_path)], f"{tmp_path}"),
         ([pictures[0], "--views", "2"], "--views is 2, expected 1"),
         ([pictures[0], "--picture", str(tmp_path / "no" / "x.png")], "--picture"),
+        ([pictures[0], "--picture", str(tmp_path / "x.jpg")], "ends in .png"),
         ([pictures[0], "--json", str(tmp_path)], "--json"),
     ):
         assert run(["predict", network.folder, *more]) == 2, more

@@ -44,16 +44,11 @@ def ask(
     evaluation = evaluate(
         asking.forward, index, trained.config, trained.statistics, mesh, device, asking.keep_keys, views
     )
-    gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(asking.kept(), gathered)
-    if gathered is None:
+    keys, decoded_N, score_NC = asking.gathered(len(index))
+    if dist.get_rank() > 0:
         return Asked(evaluation, None, None)
-    keys_of, position, decoded, scores = zip(*gathered, strict=True)
-    order = np.argsort(np.concatenate(position))
-    keys = [key for part in keys_of for key in part]
-    score_NC, decoded_N = np.concatenate(scores)[order], np.concatenate(decoded)[order]
     answers = Answers(
-        tuple(keys[row] for row in order.tolist()),
+        keys,
         matched.number_of[index.samples["label"]],
         _probabilities(score_NC, decoded_N) if logits else score_NC,
         classes_of(found),
@@ -71,7 +66,7 @@ class _Asking:
     number_of: Tensor
     views: int
     as_logits: bool
-    _keys: list[str] = field(default_factory=list)
+    _keys: list[tuple[str, ...]] = field(default_factory=list)
     _batches: list[tuple[NDArray[Any], ...]] = field(default_factory=list)
 
     def forward(
@@ -92,18 +87,30 @@ class _Asking:
         return loss_b, ahead_b, weight_b.to(loss_b.dtype)
 
     def keep_keys(self, batch: Batch) -> None:
-        self._keys += batch.keys
+        self._keys.append(batch.keys)
 
-    def kept(self) -> tuple[Any, ...]:
-        """Of this rank's images: keys, numbers in the index, decoded, scores."""
-        joined = tuple(np.concatenate(facts) for facts in zip(*self._batches, strict=True))
-        self._batches.clear()
-        return (self._keys, *joined)
+    def gathered(self, images: int) -> tuple[tuple[str, ...], NDArray[np.bool_], NDArray[np.float32]]:
+        """On rank 0, of all ranks' images by their number in the index: keys, decoded (N,), scores (N, C).
+
+        Batch by batch, of which every rank has as many: all at once, rank 0 would hold the scores several times.
+        """
+        keys, decoded_N = [""] * images, np.zeros(images, dtype=bool)
+        score_NC = np.zeros((images, self._batches[0][2].shape[1]), dtype=np.float32)
+        while self._batches:
+            parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+            dist.gather_object((self._keys.pop(), *self._batches.pop()), parts)
+            for keys_b, position_b, decoded_b, score_bC in parts or ():
+                decoded_N[position_b], score_NC[position_b] = decoded_b, score_bC
+                for number, key in zip(position_b.tolist(), keys_b, strict=True):
+                    keys[number] = key
+        return tuple(keys), decoded_N, score_NC
 
 
 def _probabilities(logits_NC: NDArray[np.float32], decoded_N: NDArray[np.bool_]) -> NDArray[np.float32]:
     """As a file has them: fp32, zeros where the picture did not decode."""
-    rows = [logits_NC[first : first + ROWS_AT_A_TIME] for first in range(0, len(logits_NC), ROWS_AT_A_TIME)]
-    probability_NC = np.concatenate([averaged(torch.from_numpy(part), 1).float().numpy() for part in rows])
+    probability_NC = np.empty_like(logits_NC)
+    for first in range(0, len(logits_NC), ROWS_AT_A_TIME):
+        some = slice(first, first + ROWS_AT_A_TIME)
+        probability_NC[some] = averaged(torch.from_numpy(logits_NC[some]), 1).float().numpy()
     probability_NC[~decoded_N] = 0
     return probability_NC

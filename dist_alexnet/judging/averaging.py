@@ -20,9 +20,9 @@ def part_weights(weights: Sequence[float] | None, parts: int) -> tuple[float, ..
     given = [1.0] * parts if weights is None else list(weights)
     if len(given) != parts:
         raise InputError(f"--weights has {len(given)} numbers, expected one for each of {parts} checkpoints")
-    if not all(0 <= weight < float("inf") for weight in given) or sum(given) == 0:
+    if not all(weight >= 0 for weight in given) or not 0 < sum(given) < float("inf"):
         shown = ",".join(f"{weight:g}" for weight in given)
-        raise InputError(f"--weights is {shown}, expected numbers of at least 0, of which one is above")
+        raise InputError(f"--weights is {shown}, expected numbers of at least 0 with a sum above it")
     return tuple(weight / sum(given) for weight in given)
 
 

@@ -153,7 +153,7 @@ def _per_class(
         found.append(
             ClassFigures(
                 number,
-                None if names is None else names[number],
+                None if names is None or number >= len(names) else names[number],
                 len(images),
                 int((ahead_N[images] < 1).sum()),
                 int((ahead_N[images] < 5).sum()),

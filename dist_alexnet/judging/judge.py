@@ -4,7 +4,7 @@ Each network sees the set in a pass of its own, with its own pixels, over all ra
 0, in the order of the index, where they are averaged and counted: no figure depends on the number of ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -58,12 +58,14 @@ def judge(
     weights: Sequence[float] | None = None,
     labels: str | None = None,
     probabilities: str | None = None,
+    told: Callable[[Judgement], None] = lambda judgement: None,
 ) -> Judgement:
     """Evaluate the mean of `parts` on a set of shards, over all ranks.
 
     parts: checkpoints (path or URL of a step or a run), or files that `probabilities` once named. views: 1 or 10, of
     each network that is asked now. weights: one a part. labels: URL of right classes. probabilities: URL of a new file
-    for the mean. Raises InputErrors, EvaluationError, StorageFault, on every rank alike.
+    for the mean. told: is called on rank 0 before that is written: figures of hours are not lost because a disk is
+    full. Raises InputErrors, EvaluationError, StorageFault, on every rank alike.
     """
     shares = part_weights(weights, len(parts))
     with distributed(read_world()) as device:
@@ -84,11 +86,8 @@ def judge(
             on_first_rank(partial(_add, mean, asked, weight))
 
         def judged() -> Judgement:
-            figures = _figures(mean, alone, right, known.classes)
-            if probabilities is not None:
-                write_answers(probabilities, mean.as_answers())
-            return Judgement(
-                figures,
+            judgement = Judgement(
+                _figures(mean, alone, right, known.classes),
                 f"{index.keys_digest:016x}",
                 tuple(sorted(mean.faults.values(), key=lambda fault: fault.position)),
                 {"url": shown(shards), "split": index.split, "digest": index.digest, "images": len(index)},
@@ -97,6 +96,11 @@ def judge(
                 None if labels is None else shown(labels),
                 known.matched.how,
             )
+            told(judgement)
+            if probabilities is not None:
+                check_new(probabilities)  # another may have written it in the meantime
+                write_answers(probabilities, mean.as_answers())
+            return judgement
 
         return on_first_rank(judged)
 
@@ -120,11 +124,11 @@ def _agreed_classes(parts: Sequence[str], found: dict[str, Found], index: ShardI
         else:
             answers = read_answers(part)
             seen.append((shown(part), answers.classes, answers.probability_NC.shape[1]))
-    first, classes, num_classes = next((one for one in seen if one[1] is not None), seen[0])
+    first, classes, num_classes = max(seen, key=lambda one: len(one[1] or ()))  # some may name fewer, or none
     for part, others, count in seen:
         if count != num_classes:
             raise InputError(f"{part} knows {count} classes and {first} {num_classes}: average networks of the same")
-        for number, (here, there) in enumerate(zip(others or (), classes or (), strict=others is not None)):
+        for number, (here, there) in enumerate(zip(others or (), classes or (), strict=False)):
             if here != there:
                 raise InputError(
                     f"class {number} is {here!r} in {part} and {there!r} in {first}: average networks of the same "

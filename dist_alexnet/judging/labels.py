@@ -15,7 +15,7 @@ from shards.index import ShardIndex
 from shards.storage import shown
 
 WNID = r"n\d{8}"
-IMAGENET_KEY = r"(?:.*_)?ILSVRC2012_val_(\d{8})"  # a folder source puts the class before the file's name
+IMAGENET_KEY = r"(?:.*[_/])?ILSVRC2012_val_(\d{8})"  # a folder source puts the class before the file's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def read_labels(url: str, images: int, classes: Sequence[str] | None, num_classe
     """
     try:
         document = json.loads(storage.read_all(url)) if storage.exists(url) else None
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"the labels {shown(url)} are not JSON ({exc}): give a list of lists, or an object") from exc
     if document is None:
         raise InputError(f"there are no labels {shown(url)}: check the path")

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from shards.storage import shown
 
 MOST_ROWS = 20  # of a table of what went wrong
 NOT_WRITTEN = "not written down"
+LEDGER = {"step", "key", "url", "cause"}  # what a line of it has
 TOLD = ("dist-alexnet", "torch", "deepspeed", "python")  # of many versions; the record of the start has all
 
 
@@ -53,9 +55,9 @@ def facts_of(run_folder: Path) -> Facts:
     return Facts(
         folder=run_folder,
         config=load_config(run_folder / "config.yaml"),
-        lines=live_lines(run_folder / "metrics.jsonl", started),
+        lines=[line for line in live_lines(run_folder / "metrics.jsonl", started) if _is_of_a_step(line)],
         starts=attempts(run_folder),
-        ledger=live_lines(run_folder / "ledger.jsonl", started),
+        ledger=[line for line in live_lines(run_folder / "ledger.jsonl", started) if line.keys() >= LEDGER],
         identity=_json(run_folder / "identity.json"),
         record=_json(run_folder / "generations" / f"g{newest:04d}.json"),
     )
@@ -110,9 +112,15 @@ def attempt_rows(facts: Facts) -> list[list[str]]:
 
 
 def bad_samples(facts: Facts) -> tuple[int, list[tuple[str, int]], list[Mapping[str, Any]]]:
-    """(how many lines, the shards with the most, the first of them) of pictures that did not decode."""
-    shards = Counter(str(line.get("url", "")) for line in facts.ledger)
-    return len(facts.ledger), shards.most_common(5), list(facts.ledger[:MOST_ROWS])
+    """(how many, the shards with the most, the first of them) of pictures that did not decode, each picture once.
+
+    Every epoch and every evaluation writes its own line of it.
+    """
+    once: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for line in facts.ledger:
+        once.setdefault((str(line["url"]), str(line["key"])), line)
+    shards = Counter(url for url, _ in once)
+    return len(once), shards.most_common(5), list(once.values())[:MOST_ROWS]
 
 
 def places(facts: Facts) -> list[tuple[str, str]]:
@@ -128,11 +136,11 @@ def places(facts: Facts) -> list[tuple[str, str]]:
     ]
     rows = [(what, str(path)) for what, path in found if path.exists()]
     rows.insert(0, ("checkpoints", str(root_of(folder))))
-    newest = facts.config.data.val or "VAL.index.json"
+    here, val = shlex.quote(str(folder)), shlex.quote(facts.config.data.val or "VAL.index.json")
     return [
         *rows,
-        ("exact figures of a checkpoint", f"dist-alexnet evaluate {folder} --shards {newest}"),
-        ("how the starts went", f"dist-alexnet attempts {folder}"),
+        ("exact figures of a checkpoint", f"dist-alexnet evaluate {here} --shards {val}"),
+        ("how the starts went", f"dist-alexnet attempts {here}"),
     ]
 
 
@@ -153,6 +161,11 @@ def _ranks(start: Attempt) -> int:
 
 def _set(url: str | None) -> str:
     return "none" if url is None else shown(url)
+
+
+def _is_of_a_step(line: Mapping[str, Any]) -> bool:
+    """Whether it is numbers, of a step: what else may stand in a file that was damaged cannot be drawn."""
+    return isinstance(line.get("step"), int) and all(isinstance(value, (int, float)) for value in line.values())
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dist_alexnet.data.chosen import as_evaluated, spread_over
 from dist_alexnet.data.statistics import mean_pixels
+from dist_alexnet.judging.labels import matched_classes
 from dist_alexnet.network.tap import tapped
 from dist_alexnet.trained import Trained
 from shards.index import ShardIndex
@@ -30,7 +31,12 @@ class Looked:
 
 @torch.no_grad()
 def look(trained: Trained, index: ShardIndex, images: int, device: torch.device) -> Looked:
-    """At up to `images` pictures (0: all), spread evenly over the set. Raises StorageFault."""
+    """At up to `images` pictures (0: all), spread evenly over the set.
+
+    Raises StorageFault, and InputError for a set with a class that the network does not have.
+    """
+    classes, name = trained.config.network.num_classes, f"the checkpoint {trained.found.folder}"
+    matched = matched_classes(index, trained.classes, classes, name)
     ids = spread_over(index, images or len(index))
     mean_3SS = torch.from_numpy(mean_pixels(trained.config.data, trained.statistics)).to(device)
     batches, logits, features = [], [], []
@@ -47,7 +53,7 @@ def look(trained: Trained, index: ShardIndex, images: int, device: torch.device)
         index,
         ids,
         tuple(key for some in keys for key in some),
-        np.concatenate(labels),
+        matched.number_of[np.concatenate(labels)],
         np.concatenate(bad),
         np.concatenate(logits),
         np.concatenate(features),

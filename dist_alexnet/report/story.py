@@ -20,7 +20,7 @@ from dist_alexnet.parallel.start import distributed
 from dist_alexnet.pictures.canvas import FOLDER
 from dist_alexnet.pictures.curves import curve_svg, draw_curves, panels_of
 from dist_alexnet.report.facts import Facts, attempt_rows, bad_samples, facts_of, header, places, state_of
-from dist_alexnet.report.look import look
+from dist_alexnet.report.look import Looked, look
 from dist_alexnet.report.parts import (
     Part,
     batch_part,
@@ -30,7 +30,7 @@ from dist_alexnet.report.parts import (
     neighbours_part,
     predictions_part,
 )
-from dist_alexnet.trained import load_trained
+from dist_alexnet.trained import Trained, load_trained
 from shards import local
 from shards.errors import InputError
 from shards.index import ShardIndex, read_index
@@ -52,6 +52,8 @@ def report(run_folder: Path, to: Path | None = None, images: int = IMAGES) -> Pa
     to = run_folder / "report.html" if to is None else to
     if to.is_dir() or not to.absolute().parent.is_dir():
         raise InputError(f"--to {to} cannot be written: give a file name in a folder that exists")
+    if to.suffix.lower() not in (".html", ".htm"):  # the files of a run lie beside it
+        raise InputError(f"--to is {to}, expected a name that ends in .html: what is written is a page")
     world_size = read_world().world_size
     if world_size > 1:
         raise LayoutError(f"world size is {world_size}, expected 1: a report is made by one process, without launcher")
@@ -66,7 +68,7 @@ def report(run_folder: Path, to: Path | None = None, images: int = IMAGES) -> Pa
         values = {**_from_files(facts), **_from_network(facts, images, device)}
     page = page_of(values)
     try:
-        local.write(to, page.encode())
+        local.write(to, page.encode(errors="replace"))  # a name of a file may be no text
     except OSError as error:
         raise InputError(f"--to {to} cannot be written: {error.strerror}") from error
     return to
@@ -125,8 +127,9 @@ def _from_network(facts: Facts, images: int, device: torch.device) -> dict[str, 
     if isinstance(val, str):
         return {**values, **dict.fromkeys(("predictions", "neighbours", "confusion", "classes"), val)}
     names = trained.classes or val.classes
-    say_on_first_rank(f"looking at {_of(images, len(val))} validation pictures")
-    seen = look(trained, val, images, device)
+    seen = _looked(trained, val, images, device, "validation")
+    if isinstance(seen, str):
+        return {**values, **dict.fromkeys(("predictions", "neighbours", "confusion", "classes"), seen)}
     values |= {
         "of_images": f"{_of(images, len(val))} pictures" + (", spread over it" if 0 < images < len(val) else ""),
         "predictions": predictions_part(trained, seen, names, folder),
@@ -135,10 +138,15 @@ def _from_network(facts: Facts, images: int, device: torch.device) -> dict[str, 
         "neighbours": train,
     }
     if not isinstance(train, str):
-        say_on_first_rank(f"looking at {_of(images, len(train))} training pictures")
-        known = look(trained, train, images, device)
-        values["neighbours"] = neighbours_part(trained, seen, known, names, folder)
+        known = _looked(trained, train, images, device, "training")
+        values["neighbours"] = known if isinstance(known, str) else neighbours_part(trained, seen, known, names, folder)
     return values
+
+
+def _looked(trained: Trained, index: ShardIndex, images: int, device: torch.device, of: str) -> Looked | str:
+    say_on_first_rank(f"looking at {_of(images, len(index))} {of} pictures")
+    found = _or_why(lambda: look(trained, index, images, device))
+    return f"{found[0].upper()}{found[1:]}." if isinstance(found, str) else found
 
 
 def _verdict(facts: Facts, val: ShardIndex | str) -> Part | str:
@@ -154,6 +162,7 @@ def _verdict(facts: Facts, val: ShardIndex | str) -> Part | str:
         figures.append({"name": name, "accuracy": part, "between": between})
     return {
         "figures": figures,
+        "views": facts.config.evaluate.views,
         "loss": float(last["val/loss"]),
         "step": last["step"],
         "epoch": last["epoch"],

@@ -45,6 +45,8 @@ def replay(
     """
     if not (folder / "metrics.jsonl").is_file():
         raise RunFolderError(f"{folder} has no metrics.jsonl: give the folder of a run, <run.dir>/<run.name>")
+    if next(_rows(folder, starts(folder / "attempts.jsonl")), None) is None:
+        raise RunFolderError(f"{folder / 'metrics.jsonl'} holds no line of a step that counts: nothing to send")
     config = load_config(folder / "config.yaml")
     where = _mode(mode)
     card = _card(folder, config, project, entity, run_id or new_id())
@@ -80,7 +82,9 @@ def _rows(folder: Path, started: dict[int, Start]) -> Iterator[Row]:
     last_step, tail, rows = last_steps(started), Tail(folder / "metrics.jsonl"), Rows()
     while (records := tail.new()) is not None:
         for record in records:
-            if "step" in record and counts(record, last_step) and (row := rows.add(record)) is not None:
+            if not isinstance(record.get("step"), int) or not counts(record, last_step):
+                continue
+            if (row := rows.add(record)) is not None:
                 yield row
     if (last := rows.rest()) is not None:
         yield last
@@ -110,6 +114,7 @@ def _card(folder: Path, config: Config, project: str | None, entity: str | None,
         config=cleaned({**config.model_dump(mode="json"), **_record(folder)}),
         command_is_public=False,  # it is this command's, not the run's
         statistics=False,
+        must_arrive=True,
     )
 
 

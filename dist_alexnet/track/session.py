@@ -17,6 +17,7 @@ from dist_alexnet.track.rows import Row
 
 INIT_TIMEOUT_S = 10.0  # a service that does not answer by then is not there
 FINISH_TIMEOUT_S = 45.0  # what is not sent by then stays on disk for `wandb sync`
+ARRIVES_S = 600.0  # the same, where somebody waits for it and is told
 
 Mode = Literal["online", "offline", "shared"]
 
@@ -37,6 +38,7 @@ class Card:
     config: Mapping[str, Any] = field(default_factory=dict)
     command_is_public: bool = True  # whether W&B may note the command line
     statistics: bool = True  # of this machine while the run is open
+    must_arrive: bool = False  # whether an end before all is sent is an error
     label: str | None = None  # shared mode: name of this writer, a host
     primary: bool = True  # shared mode: the writer whose end is the run's
 
@@ -90,7 +92,7 @@ class Session:
         self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
     def finish(self, exit_code: int = 0) -> None:
-        """End it: 0 is success. Waits FINISH_TIMEOUT_S at most for what is still to be sent."""
+        """End it: 0 is success. Waits FINISH_TIMEOUT_S at most for what is still to be sent, or ARRIVES_S."""
         self._run.finish(exit_code=exit_code)
 
 
@@ -133,7 +135,8 @@ def forget() -> None:
     """End W&B's service process: after a failed start it holds the run's id and would call the next a second user."""
     wandb = sys.modules.get("wandb")
     if wandb is not None:
-        with contextlib.suppress(Exception):
+        # SystemExit, too: it ends with the exit code of its service where that was killed
+        with contextlib.suppress(Exception, SystemExit):
             wandb.teardown(exit_code=1)
 
 
@@ -167,7 +170,8 @@ def settings_of(wandb: Any, card: Card) -> Any:
         "x_disable_stats": not card.statistics,
         "init_timeout": INIT_TIMEOUT_S,
         "login_timeout": INIT_TIMEOUT_S,
-        "finish_timeout": FINISH_TIMEOUT_S,
+        "finish_timeout": ARRIVES_S if card.must_arrive else FINISH_TIMEOUT_S,
+        "finish_timeout_raises": card.must_arrive,
         "x_label": card.label,
         "x_primary": card.primary,
         "x_update_finish_state": card.primary,

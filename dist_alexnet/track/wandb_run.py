@@ -23,6 +23,7 @@ from dist_alexnet.track.rows import Row, Rows
 from dist_alexnet.track.session import Card, Mode, Session, brief, say
 
 CLOSE_LIMIT_S = 60.0  # how long the end of training waits for this thread
+BROKEN_OFF_S = 20.0  # the same, where it is not done: Slurm and torchrun kill 30 s after they have asked
 GOES_ON = 75  # exit code of a start that was asked to stop: another one follows
 SHARE = 0.2  # of the thread's time in which it may send what is old: the loop needs the interpreter
 KEPT = 100  # alerts, pictures and checkpoints that wait for a service that is slow
@@ -81,10 +82,12 @@ class WandbRun:
         if self._checkpoints:
             self._ask(lambda session: session.refer_to_checkpoint(step, url))
 
-    def finish(self, exit_code: int = 0, limit_s: float = CLOSE_LIMIT_S) -> None:
+    def finish(self, exit_code: int = 0, limit_s: float | None = None) -> None:
         """End the run (exit code 0 is success). Returns after `limit_s` at the latest; a second call does nothing."""
         if self._exit_code is not None:
             return
+        if limit_s is None:
+            limit_s = BROKEN_OFF_S if exit_code else CLOSE_LIMIT_S
         self._exit_code = exit_code
         self._news.set()
         self._thread.join(limit_s)
@@ -122,7 +125,8 @@ class WandbRun:
             try:
                 session = self._opened_at(mode, card, step)
                 session.say({"generation": generation, "resumed_step": step})
-                self._modes = (mode,)  # a rollback does not try again what has failed
+                # a rollback does not try again what has failed, and may need what is left
+                self._modes = self._modes[self._modes.index(mode) :]
                 return session
             except Exception as error:  # no service, no disk, no wandb: training does not depend on any of them
                 last = mode == self._modes[-1]

@@ -1,8 +1,8 @@
 """Starting the W&B run of a training run: its id, what it is told, and whether it is online."""
 
-import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,14 +90,14 @@ def start_wandb_node(
     if wandb_mode(settings.mode) != "online" or not has_wandb_key():
         return None
     card = replace(_card(settings, run_folder, run_name, run_id, host), primary=False, command_is_public=False)
-    return WandbRun(lambda: card, ("shared",), None, (0, 0))
+    return WandbRun(lambda: card, ("shared",), None, (0, 0), alerts=False)  # rank 0 sends them, if they are wanted
 
 
 def wandb_identity(settings: WandbSettings, run_folder: Path, known: str | None) -> str | None:
     """The id of a run folder, one over all its starts (rank 0): that of <run_folder>/wandb/run-id.txt.
 
     The first start writes that file: with `known`, the id in the checkpoint of this run that it takes up, or a new
-    one. None where W&B is disabled or the file cannot be written.
+    one. None where W&B is disabled or the file cannot be written or read.
     """
     if wandb_mode(settings.mode) == "disabled":
         return None
@@ -106,16 +106,12 @@ def wandb_identity(settings: WandbSettings, run_folder: Path, known: str | None)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size == 0:  # killed between creating and writing
             path.unlink()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
+        with suppress(FileExistsError), path.open("x") as file:
+            file.write(f"{known or new_id()}\n")
         return path.read_text().strip()
-    except OSError as error:
-        say(f"{path} cannot be written ({brief(error)}); this run is not shown there")
+    except (OSError, ValueError) as error:
+        say(f"{path} cannot be written or read ({brief(error)}); this run is not shown there")
         return None
-    run_id = known or new_id()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(run_id + "\n")
-    return run_id
 
 
 def new_id() -> str:

@@ -2,14 +2,17 @@
 
 import threading
 import time
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
+from dist_alexnet.config import Config
 from dist_alexnet.guard import beats
 from dist_alexnet.guard.beats import Awake, stands_at
+from dist_alexnet.guard.divergence import DivergenceGuard
 from dist_alexnet.guard.heartbeat import OF_A_STEP, Heartbeat
 from dist_alexnet.parallel import agree
+from dist_alexnet.train import _Run
 
 
 def test_seconds_by_phase() -> None:
@@ -45,6 +48,17 @@ def test_pieces_are_moves_and_no_phases() -> None:
     heart.enter("save")
     heart.moved()
     assert (heart.phases, heart.moves) == (1, 2)
+
+
+def test_drawing_is_one_phase_however_often_rank_0_says_that_it_moves() -> None:
+    """Only rank 0 draws, and who is behind is told by the number of phases."""
+    run = _Run.__new__(_Run)
+    run.config, run.heart = Config(), Heartbeat()
+    run.guard = DivergenceGuard(run.config.divergence)
+    run.measures, run.pictures = Mock(), Mock()
+    run.pictures.draw = lambda step, data_step, moved: [moved() for _ in range(3)]
+    run._draw(1)
+    assert (run.heart.phase, run.heart.phases, run.heart.moves) == ("evaluate", 1, 4)
 
 
 def test_a_clock_that_stands_still_with_its_process() -> None:

@@ -56,6 +56,8 @@ def test_a_bad_picture_is_wrong_and_not_in_the_loss() -> None:
     assert figures.loss == pytest.approx(-(math.log(0.9) + math.log(0.4)) / 2)
     (cat,) = figures.per_class
     assert (cat.name, cat.images, cat.wrong_answer, cat.wrong_answers) == ("cat", 3, 1, 1)
+    (nameless,) = figures_of(score_NC, bad, one_right_class(np.array([1, 1, 1])), 0.0, ("cat",)).per_class
+    assert (nameless.number, nameless.name) == (1, None)
 
 
 def test_a_probability_of_zero_has_a_finite_loss() -> None:

@@ -172,6 +172,63 @@ def test_the_command_says_it_all(
     assert file.read_bytes() == before
 
 
+def test_figures_are_said_where_the_file_cannot_be_written(
+    networks: list[Made], val: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After hours the disk is full, or another has written there: what is there stays, and the figures are known."""
+    out, file = tmp_path / "out.json", tmp_path / "said.npz"
+    command = ["evaluate", networks[0].folder, "--shards", val, "--probabilities", str(file), "--json", str(out)]
+
+    def full(file: Any, **arrays: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as here:
+        here.setattr(np, "savez", full)
+        assert run(command) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("loss ")
+    assert "No space left on device" in shown.err
+    assert json.loads(out.read_text())["images"] == 37
+    assert not file.exists()
+    asked = asking.ask
+
+    def and_another_writes(*given: Any, **named: Any) -> Any:
+        file.write_bytes(b"another's")
+        return asked(*given, **named)
+
+    monkeypatch.setattr("dist_alexnet.judging.judge.ask", and_another_writes)
+    assert run(command) == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("loss ")
+    assert "is there already" in shown.err
+    assert file.read_bytes() == b"another's"
+
+
+def test_answers_come_to_rank_0_batch_by_batch(networks: list[Made], val: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, the scores of a big set would be there several times."""
+    gather, sent = torch.distributed.gather_object, []
+
+    def counted(*given: Any, **named: Any) -> None:
+        if given:  # loading a checkpoint gathers, too, by name
+            sent.append(len(given[0][0]))
+        gather(*given, **named)
+
+    monkeypatch.setattr(torch.distributed, "gather_object", counted)
+    judge([networks[0].folder], val)
+    assert sorted(sent) == [7, 10, 10, 10]  # evaluate.batch_size is 10
+
+
+def test_a_network_may_have_more_classes_than_names(networks: list[Made], val: str, tmp_path: Path) -> None:
+    """As one whose set lost some. Its file is read again, and it is averaged with one that names all."""
+    fewer = make(tmp_path / "fewer", 6, classes=CLASSES, num_classes=6)
+    file = str(tmp_path / "fewer.npz")
+    alone = judge([fewer.folder], val, 10, probabilities=file)
+    assert judge([file], val).figures == alone.figures
+    named = make(tmp_path / "named", 6, classes=(*CLASSES, "another"), num_classes=6)
+    both = judge([file, named.folder], val, 10)
+    assert both.figures.images == 37
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -179,6 +236,7 @@ def test_the_command_says_it_all(
         (["--weights", "-1"], "expected numbers of at least 0"),
         (["--weights", "0"], "expected numbers of at least 0"),
         (["--weights", "nan"], "expected numbers of at least 0"),
+        (["--weights", "1e400"], "expected numbers of at least 0"),
         (["--weights", "half"], "--weights is 'half', expected numbers with commas"),
         (["--views", "5"], "--views is 5, expected 1"),
         (["--labels", "none.json"], "there are no labels none.json"),

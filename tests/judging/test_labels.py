@@ -68,7 +68,7 @@ def written(folder: Path, document: Any) -> str:
 
 def test_a_list_goes_by_the_numbers_of_the_files(tmp_path: Path) -> None:
     labels = read_labels(written(tmp_path, [[1, 0], [], [2]]), 3, WNIDS, 3)
-    keys = ("ILSVRC2012_val_00000003", "n01440764_ILSVRC2012_val_00000002", "ILSVRC2012_val_00000001")
+    keys = ("ILSVRC2012_val_00000003", "n01440764_ILSVRC2012_val_00000002", "val/ILSVRC2012_val_00000001")
     truth = labels.truth(keys)
     assert list(zip(truth.image_P.tolist(), truth.class_P.tolist(), strict=True)) == [(0, 2), (2, 0), (2, 1)]
     with pytest.raises(
@@ -113,8 +113,9 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, document: Any, class
 
 def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "real.json"
-    file.write_text("[[0], ")
-    with pytest.raises(InputError, match="are not JSON"):
-        read_labels(str(file), 3, WNIDS, 3)
+    for torn in ("[[0], ", "[" * 100_000):
+        file.write_text(torn)
+        with pytest.raises(InputError, match="are not JSON"):
+            read_labels(str(file), 3, WNIDS, 3)
     with pytest.raises(InputError, match="there are no labels"):
         read_labels(str(tmp_path / "none.json"), 3, WNIDS, 3)

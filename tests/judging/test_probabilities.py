@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,11 @@ def about(file: Path, **changed: Any) -> np.ndarray:
         (lambda f: {"labels": np.array([0, 2, 1])}, "was changed"),
         (lambda f: {"keys": np.array([b"a", b"a", b"c"])}, "has an image twice"),
         (lambda f: {"keys": np.array([{"a": 1}, None, print], dtype=object)}, "cannot be read (ValueError"),
-        (lambda f: {"classes": np.array([b"x"])}, "names 1 classes, expected 3"),
+        (lambda f: {"classes": np.array([b"a", b"b", b"c", b"d"])}, "names 4 classes, expected at most 3"),
         (lambda f: {"about": about(f, version=9)}, "has version 9, expected 1"),
         (lambda f: {"about": np.array(b"{}")}, "cannot be read (KeyError"),
         (lambda f: {"about": np.array(b"[1]")}, "cannot be read (TypeError"),
+        (lambda f: {"about": np.array(b"[" * 100_000)}, "cannot be read (RecursionError"),
     ],
 )
 def test_what_is_no_such_file_is_refused(tmp_path: Path, change: Any, said: str) -> None:
@@ -88,6 +90,34 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, change: Any, said: str)
         read_answers(str(file))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    """zipfile, its decompressors and numpy have errors of many kinds."""
+    file = tmp_path / "said.npz"
+    write_answers(str(file), answers())
+    content = file.read_bytes()
+    header = io.BytesIO()
+    endless = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 3)}
+    np.lib.format.write_array_header_1_0(header, endless)
+    arrays = arrays_of(file)
+    arrays.pop("probabilities")
+    np.savez(file, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("probabilities.npy", header.getvalue())
+    with pytest.raises(InputError, match="cannot be read"):
+        read_answers(str(file))
+    first = content.index(b"PK\x01\x02")  # of the list of members: its flags, and how they are compressed
+    for place in (first + 8, first + 10):
+        file.write_bytes(content[:place] + b"\x21" + content[place + 1 :])
+        with pytest.raises(InputError, match="cannot be read"):
+            read_answers(str(file))
+
+
+def test_weights_are_parts_of_a_finite_sum() -> None:
+    assert part_weights((1, 3), 2) == (0.25, 0.75)
+    with pytest.raises(InputError, match="with a sum above it"):
+        part_weights((1e308, 1e308), 2)  # each would be 0 of it
 
 
 def test_no_pickle_is_opened(tmp_path: Path) -> None:

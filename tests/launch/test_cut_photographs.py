@@ -74,7 +74,15 @@ def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path) -
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "plain.jpg").write_bytes((folder / "plain.jpg").read_bytes())
+    for name in ("a/ramp.jpg", "b/ramp.jpg", "torn/ramp.jpg"):
+        (tmp_path / name).parent.mkdir()
+    for number, name in enumerate(("a/ramp.jpg", "b/ramp.jpg")):
+        (tmp_path / name).write_bytes((folder / f"ramp-{number}.jpg").read_bytes())
+    torn = tmp_path / "torn" / "ramp.jpg"
+    torn.write_bytes((folder / "ramp-0.jpg").read_bytes()[:2000])
     for words, said in (
+        ((str(tmp_path / "a"), str(tmp_path / "b"), "--to", str(tmp_path / "new")), "would be one class ramp: rename"),
+        ((str(torn.parent), "--to", str(tmp_path / "new")), f"{torn} cannot be cut ("),
         ((str(folder), "--to", str(tmp_path)), "is there already: name another folder"),
         ((str(tmp_path / "empty"), "--to", str(tmp_path / "new")), "no .jpg files below"),
         ((str(plain), "--to", str(tmp_path / "new")), "none of the 1 photographs has enough on it"),

@@ -62,10 +62,11 @@ class _Spoilt(_Run):
         forward, backward = Engine.forward, Engine.backward
         bad = torch.tensor(self.extra.get("positions", []), dtype=torch.int64)
 
-        def spoilt(engine: Engine, *inputs: Tensor) -> Any:
+        def spoilt(engine: Engine, *inputs: Tensor, **settings: Any) -> Any:
             x, label, weight, position = inputs
             self.sees_one = engine._engine.training and bool(torch.isin(position, bad).any())
-            return forward(engine, x * self.extra.get("pixels", 1) if self.sees_one else x, label, weight, position)
+            x = x * self.extra.get("pixels", 1) if self.sees_one else x
+            return forward(engine, x, label, weight, position, **settings)
 
         def louder(engine: Engine, loss: Tensor) -> None:
             backward(engine, loss * self.extra.get("times", 1) if self.sees_one else loss)

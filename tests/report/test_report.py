@@ -11,11 +11,13 @@ import pytest
 from dist_alexnet.__main__ import run
 from dist_alexnet.judging.figures import wilson
 from dist_alexnet.report import story
-from dist_alexnet.report.facts import facts_of, spent
+from dist_alexnet.report.facts import bad_samples, facts_of, spent
 from dist_alexnet.report.look import Looked
 from dist_alexnet.report.story import report
 from dist_alexnet.track.jsonl import read_lines
+from shards.build import build_shards
 from shards.errors import StorageFault
+from tests.ranks.pictures import Noise
 from tests.report.conftest import NAMES
 
 
@@ -122,6 +124,41 @@ def test_lines_that_were_superseded_are_left_out(tmp_path: Path, runs: Path) -> 
     assert "7 steps" in Read(report(folder)).text
 
 
+def test_a_picture_that_failed_in_every_evaluation_is_one(tmp_path: Path, runs: Path) -> None:
+    """And lines that no start has written are not in the way: damage, and what is no text."""
+    folder = tmp_path / "the run"
+    shutil.copytree(runs / "bare", folder)
+    torn = {"generation": 1, "url": "a.tar", "key": "\ud800", "cause": "torn", "split": "val"}
+    lines = [{**torn, "step": 1}, {**torn, "step": 2}, {"generation": 1, "step": 2}, {**torn, "key": "b", "step": 2}]
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with (folder / "metrics.jsonl").open("a") as file:
+        for line in ({"train/loss": 1.0}, {"step": "3", "train/loss": 1.0}, {"step": 2, "train/loss": "oops"}):
+            file.write(json.dumps({"generation": 1, **line}) + "\n")
+    count, shards, first = bad_samples(facts_of(folder))
+    assert (count, shards, [line["step"] for line in first]) == (2, [("a.tar", 2)], [1, 2])
+    text = Read(report(folder)).text
+    assert "2 in the ledger" in text
+    assert f"dist-alexnet attempts '{folder}'" in text  # as a shell takes it
+
+
+def test_a_set_of_other_classes_is_said_in_its_place(page: Path, runs: Path, tmp_path: Path) -> None:
+    """The config of the newest start names another validation set than the network's."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "page", folder)
+    build_shards(Noise(), "val", str(tmp_path))
+    config = (folder / "config.yaml").read_text()
+    there = str(runs.parent / "shards" / "val.index.json")
+    assert there in config
+    assert "  views: 1\n" in config
+    config = config.replace(there, str(tmp_path / "val.index.json")).replace("  views: 1\n", "  views: 10\n")
+    (folder / "config.yaml").write_text(config)
+    text = Read(report(folder)).text
+    assert text.count(f"The val shards in {tmp_path} have the class {Noise().classes[0]!r}, which is none of") == 4
+    assert "Specialisation" in text
+    assert ", over 10 views (all that is shown below is of the centre)" in text
+    assert "views" not in Read(page).text
+
+
 def test_a_good_page_stays_where_storage_fails(page: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = page.read_bytes()
     with patch.object(story, "look", side_effect=StorageFault("the store does not answer: try again")):
@@ -143,6 +180,10 @@ def test_what_a_user_can_get_wrong(runs: Path, tmp_path: Path, capsys: pytest.Ca
         str(runs / "bare"), "--to", str(tmp_path / "no" / "a.html")
     )
     assert "give a file name in a folder that exists" in said(str(runs / "bare"), "--to", str(tmp_path))
+    metrics = runs / "bare" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    assert "expected a name that ends in .html" in said(str(runs / "bare"), "--to", str(metrics))
+    assert metrics.read_bytes() == before
     assert "images" in said(str(runs / "bare"), "--images", "-1")
     with patch.dict(
         "os.environ", {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
@@ -150,6 +191,10 @@ def test_what_a_user_can_get_wrong(runs: Path, tmp_path: Path, capsys: pytest.Ca
         assert "world size is 2, expected 1" in said(str(runs / "bare"))
     assert not list(tmp_path.iterdir())
     shutil.copytree(runs / "bare", tmp_path / "run", ignore=shutil.ignore_patterns("pictures"))
+    ends = [line for line in (runs / "bare" / "attempts.jsonl").read_text().splitlines() if '"end"' in line]
+    (tmp_path / "run" / "attempts.jsonl").write_text("\n".join(ends))
+    assert "holds no attempts.jsonl with a start" in said(str(tmp_path / "run"))
+    shutil.copy(runs / "bare" / "attempts.jsonl", tmp_path / "run")
     (tmp_path / "run" / "pictures").write_text("in the way")
     assert "pictures cannot be written (File exists)" in said(str(tmp_path / "run"))
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from dist_alexnet.track.jsonl import JsonLines
 from dist_alexnet.track.replay import replay
 from shards.errors import InputError
 from tests.track.one_start import KEY, Asked, history, loss, offline_files, records, start
-from tests.track.stand_in import stand_in
+from tests.track.stand_in import StandIn, stand_in
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,9 @@ def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return str(error.value)
 
     assert "has no metrics.jsonl" in refused(tmp_path)
+    damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
+    (damaged / "metrics.jsonl").write_bytes(b"\0\xff\n" + b'{"generation": 1}\n{"generation": 4, "step": "8"}\n')
+    assert "holds no line of a step that counts" in refused(damaged, mode="offline")
     assert "no API key" in refused(run, mode="online")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert "the mode is 'disabled', expected online or offline" in refused(run)
@@ -118,10 +123,28 @@ def test_bad_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "'a/b'" in refused(run, mode="offline", run_id="a/b")
 
 
-def _command(run: Path, url: str, *asked: str) -> "subprocess.CompletedProcess[str]":
+def test_a_service_that_stalls_is_not_taken_for_one_that_has_it_all(run: Path) -> None:
+    with stand_in() as service:
+        threading.Thread(target=_stall_once_opened, args=(service,), daemon=True).start()
+        short = "from dist_alexnet.track import session; session.ARRIVES_S = 2.0; "
+        program = short + "from dist_alexnet.__main__ import main; raise SystemExit(main())"
+        done = _command(run, service.url, "--mode=online", program=("-c", program))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: W&B did not take the run (TimeoutError: ")
+
+
+def _stall_once_opened(service: StandIn) -> None:
+    while not service.runs:
+        time.sleep(0.01)
+    service.stalled.set()
+
+
+def _command(
+    run: Path, url: str, *asked: str, program: tuple[str, ...] = ("-m", "dist_alexnet")
+) -> "subprocess.CompletedProcess[str]":
     """`track replay` in a process of its own: within one, W&B asks only once where its service is."""
     return subprocess.run(
-        [sys.executable, "-m", "dist_alexnet", "track", "replay", str(run), *asked],
+        [sys.executable, *program, "track", "replay", str(run), *asked],
         env={**os.environ, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url},
         capture_output=True,
         text=True,

@@ -1,17 +1,20 @@
 """The file is told before anyone else."""
 
 import io
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from dist_alexnet.track import session
+from dist_alexnet.track import session, wandb_run
 from dist_alexnet.track import tracker as tracker_module
 from dist_alexnet.track.console import NullConsole, PlainConsole
 from dist_alexnet.track.jsonl import JsonLines, read_lines
+from dist_alexnet.track.rows import Row
 from dist_alexnet.track.session import Card
 from dist_alexnet.track.tracker import Tracker
 from dist_alexnet.track.wandb_run import WandbRun
@@ -112,6 +115,75 @@ def test_the_last_message_of_a_process_that_hangs_is_bounded(
     assert time.monotonic() - began_s < 5
     never.set()
     assert "not everything was sent within 0 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "waits_s"), [(0, 1), (1, 0), (75, 0)])
+def test_who_breaks_training_off_waits_less(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, code: int, waits_s: int
+) -> None:
+    """Slurm and torchrun kill what has not ended some seconds after they have asked."""
+    never = threading.Event()
+
+    def open_session(*_: object, **__: object) -> None:
+        never.wait()
+        raise ConnectionError
+
+    assert wandb_run.BROKEN_OFF_S < 30
+    monkeypatch.setattr(session, "open_session", open_session)
+    monkeypatch.setattr(wandb_run, "CLOSE_LIMIT_S", 1.0)
+    monkeypatch.setattr(wandb_run, "BROKEN_OFF_S", 0.0)
+    wandb = WandbRun(lambda: Card("id", "name", tmp_path, "project"), ("online",), tmp_path, (1, 0))
+    wandb.finish(code)
+    assert f"not everything was sent within {waits_s} s" in capsys.readouterr().err
+    never.set()
+
+
+def test_a_rollback_without_a_service_goes_on_offline(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what of W&B ends by SystemExit, as its service that was killed does, ends nothing of ours."""
+    opened: list[tuple[str, list[int]]] = []
+
+    class Session:
+        first_step = 0
+
+        def __init__(self, mode: str) -> None:
+            self.is_offline = mode == "offline"
+            opened.append((mode, []))
+
+        def say(self, facts: object) -> None: ...
+
+        def send(self, row: Row) -> None:
+            opened[-1][1].append(row.step)
+
+        def finish(self, exit_code: int = 0) -> None: ...
+
+    def open_session(mode: str, *_: object, **__: object) -> Session:
+        if mode == "online" and opened:
+            raise ConnectionError("gone")
+        return Session(mode)
+
+    def teardown(exit_code: int) -> None:
+        raise SystemExit(2)
+
+    monkeypatch.setattr(session, "open_session", open_session)
+    monkeypatch.setitem(sys.modules, "wandb", cast(Any, SimpleNamespace(teardown=teardown)))
+    for generation, stands_on in ((1, None), (2, 1)):
+        JsonLines(tmp_path / "attempts.jsonl", generation).append(
+            {"event": "start", "step": generation - 1, "from": stands_on}
+        )
+    run = WandbRun(lambda: Card("id", "name", tmp_path, "p"), ("online", "offline"), tmp_path, (1, 0))
+    tracker = Tracker(JsonLines(tmp_path / "metrics.jsonl", 1), run, NullConsole())
+    tracker.metrics(1, 64, 0.2, {"train/loss": 2.0})
+    while not opened:
+        time.sleep(0.01)
+    tracker.go_on(JsonLines(tmp_path / "metrics.jsonl", 2), 2, 1)
+    tracker.metrics(2, 128, 0.4, {"train/loss": 2.0})
+    tracker.close()
+    assert [mode for mode, _ in opened] == ["online", "offline"]
+    assert opened[1][1] == [1, 2]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("this run is logged offline")
 
 
 def test_a_rank_without_file_and_service(capsys: Any) -> None:

@@ -68,8 +68,13 @@ def test_online_without_a_key_is_offline_and_asks_nothing(tmp_path: Path) -> Non
     assert [row["step"] for row in history(file)] == list(range(1, 11))
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "run").write_text("a file where the folder should be")
+@pytest.mark.parametrize("broken", ["folder", "file"])
+def test_an_id_that_cannot_be_written_or_read_stops_nothing(tmp_path: Path, capsys: Any, broken: str) -> None:
+    path = tmp_path / "run" / "wandb" / "run-id.txt"
+    if broken == "folder":
+        (tmp_path / "run").write_text("a file where the folder should be")
+    else:
+        path.mkdir(parents=True)
     assert wandb_identity(Wandb(mode="offline"), tmp_path / "run", None) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("W&B: ")
@@ -118,6 +123,33 @@ def test_other_nodes_only_write_where_the_run_is_online_and_nodes_are_asked_for(
     none = start_wandb(Wandb(mode="online"), run_folder=tmp_path, run_name="digits", run_id=None, config=dict,
                        generation=1, step=0, host="here")  # fmt: skip
     assert none is None
+
+
+def test_rank_0_alone_sends_alerts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank's tracker is told, and a node's rank has a session of its own."""
+    settings, sent = Wandb.model_validate({"mode": "online", "system_metrics": "nodes"}), list[str]()
+
+    class Session:
+        first_step, is_offline = 0, False
+
+        def say(self, facts: object) -> None: ...
+
+        def alert(self, title: str, text: str) -> None:
+            sent.append(title)
+
+        def finish(self, exit_code: int) -> None: ...
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(session, "open_session", lambda *_, **__: Session())
+    there = start_wandb_node(settings, run_folder=tmp_path, run_name="digits", run_id="abc", host="there")
+    here = start_wandb(settings, run_folder=tmp_path, run_name="digits", run_id="abc", config=dict, generation=1,
+                       step=0, host="here")  # fmt: skip
+    for run, name in ((there, "there"), (here, "here")):
+        assert run is not None
+        run.alert(name, "it has ended")
+        run.finish(1)
+    assert sent == ["here"]
 
 
 def test_another_node_writes_beside_the_first_under_its_own_name(tmp_path: Path) -> None:
