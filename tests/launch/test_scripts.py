@@ -157,6 +157,8 @@ def torchrun(folder: Path, stdin: int = subprocess.DEVNULL, **variables: str) ->
         stderr=pipe,
         text=True,
         start_new_session=True,
+        # tests that a shell runs in the background inherit that SIGINT is ignored, and a script cannot trap it then
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -60,6 +60,10 @@ def test_whatever_w_and_b_raises_is_one_line_and_stops_nothing(
 
         def say(self, facts: object) -> None: ...
 
+        def alert(self, title: str, text: str) -> None: ...  # it may come first
+
+        def refer_to_checkpoint(self, step: int, url: str) -> None: ...
+
         def send(self, row: object) -> None:
             raise ConnectionError("gone\nsecond line")
 
@@ -105,16 +109,16 @@ def test_the_last_message_of_a_process_that_hangs_is_bounded(
             never.wait()
 
     monkeypatch.setattr(session, "open_session", lambda *_, **__: Session())
-    monkeypatch.setattr(tracker_module, "HANGS_S", 0.3)
+    monkeypatch.setattr(tracker_module, "HANGS_S", 1.0)
     wandb = WandbRun(lambda: Card("id", "name", tmp_path, "project"), ("online",), tmp_path, (1, 0))
     tracker, began_s = Tracker(None, wandb, NullConsole()), time.monotonic()
     tracker.hangs("it hangs", "rank 1 stands in load")
-    assert 0.25 < time.monotonic() - began_s < 5
+    assert 0.95 < time.monotonic() - began_s < 5
     assert alerts == [("it hangs", "rank 1 stands in load")]
     tracker.close(1)  # it has been ended
     assert time.monotonic() - began_s < 5
     never.set()
-    assert "not everything was sent within 0 s" in capsys.readouterr().err
+    assert "not everything was sent within 1 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "waits_s"), [(0, 1), (1, 0), (75, 0)])
@@ -136,6 +140,7 @@ def test_who_breaks_training_off_waits_less(
     wandb.finish(code)
     assert f"not everything was sent within {waits_s} s" in capsys.readouterr().err
     never.set()
+    wandb._thread.join(10)  # what it says is not the next test's
 
 
 def test_a_rollback_without_a_service_goes_on_offline(
