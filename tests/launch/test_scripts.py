@@ -157,9 +157,14 @@ def torchrun(folder: Path, stdin: int = subprocess.DEVNULL, **variables: str) ->
         stderr=pipe,
         text=True,
         start_new_session=True,
-        # tests that a shell runs in the background inherit that SIGINT is ignored, and a script cannot trap it then
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_hears,
     )
+
+
+def _hears() -> None:
+    """What a shell runs in the background inherits that these are ignored, and a script cannot trap them then."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def test_a_doctor_that_is_broken_off_leaves_the_run_alone(tmp_path: Path, processes: Processes) -> None:
