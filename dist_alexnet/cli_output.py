@@ -30,6 +30,6 @@ def check_can_write(file: Path | None, option: str = "--json") -> None:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """A file that appears whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)
+    from shards import local
+
+    local.write(file, f"{json.dumps(value, indent=2)}\n".encode())

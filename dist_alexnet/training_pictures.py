@@ -5,6 +5,7 @@ All ranks bring together what is to be seen, rank 0 draws. Nothing that goes wro
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dist_alexnet.config import Config
 from dist_alexnet.data.chosen import as_evaluated, as_trained_on, spread_over
-from dist_alexnet.data.statistics import mean_pixels
+from dist_alexnet.data.statistics import Statistics, mean_pixels
 from dist_alexnet.engine import Engine
 from dist_alexnet.job import Job
 from dist_alexnet.network.build import ColumnNetwork
@@ -25,8 +26,9 @@ from dist_alexnet.parallel.layout import LogicalTensor
 from dist_alexnet.pictures.batch import draw_batch, shown_inputs
 from dist_alexnet.pictures.canvas import FOLDER
 from dist_alexnet.pictures.filters import draw_filters
-from dist_alexnet.pictures.predictions import draw_predictions, likeliest_classes
+from dist_alexnet.pictures.predictions import class_name, draw_predictions, likeliest_classes
 from dist_alexnet.track.tracker import Tracker
+from shards.index import ShardIndex
 from shards.order import batch_positions
 
 OF_A_BATCH, PREDICTED = 16, 8  # pictures
@@ -64,8 +66,9 @@ class TrainingPictures:
         if dist.get_rank() > 0:
             return
         drawn: dict[str, Path] = {}
+        batch = partial(first_of_batch, self._job.train, self._config, self._job.statistics, data_step, OF_A_BATCH)
         self._try(drawn, step, "filters", lambda to: draw_filters(filters.numpy(), self._job.network.columns, to))
-        self._try(drawn, step, "batch", lambda to: draw_batch(self._batch(data_step), step, to))
+        self._try(drawn, step, "batch", lambda to: draw_batch(batch(), step, to))
         if logits_bC is not None:
             self._try(drawn, step, "predictions", lambda to: self._draw_predictions(logits_bC.numpy(), to))
         moved()
@@ -90,13 +93,6 @@ class TrainingPictures:
             return None
         return Chosen(batch.pixels_b3SS.numpy(), batch.keys, tuple(batch.label_b.tolist()))
 
-    def _batch(self, data_step: int) -> list[NDArray[np.uint8]]:
-        """The first pictures of a global batch, in the order that no layout changes."""
-        data = self._config.data
-        positions = batch_positions(data_step, data.batch_size, data.lane_count)[:OF_A_BATCH]
-        batch = as_trained_on(self._job.train, self._config, positions, self._job.statistics)
-        return shown_inputs(batch.inputs(torch.from_numpy(self._mean_3SS)).numpy(), self._mean_3SS)
-
     @torch.no_grad()
     def _logits(self, chosen: Chosen, device: torch.device) -> Tensor:
         """Of the chosen pictures, on the CPU: each replica of each model group computes all of them."""
@@ -112,19 +108,24 @@ class TrainingPictures:
         return tap.logits_BC[: len(label_b)].float().cpu()  # those of replica 0
 
     def _draw_predictions(self, logits_bC: NDArray[np.float32], to: Path) -> None:
-        chosen = self._chosen
+        chosen, name = self._chosen, partial(class_name, self._job.train.classes)
         assert chosen is not None
         draw_predictions(
             list(chosen.pixels_b3SS.transpose(0, 2, 3, 1)),
             chosen.keys,
-            [[(self._name(number), part) for number, part in row] for row in likeliest_classes(logits_bC)],
-            [self._name(label) for label in chosen.labels],
+            [[(name(number), part) for number, part in row] for row in likeliest_classes(logits_bC)],
+            [name(label) for label in chosen.labels],
             to,
         )
 
-    def _name(self, number: int) -> str:
-        names = self._job.train.classes
-        return f"class {number}" if names is None or number >= len(names) else names[number]
+
+def first_of_batch(
+    train: ShardIndex, config: Config, statistics: Statistics, data_step: int, count: int
+) -> list[NDArray[np.uint8]]:
+    """The first pictures of a global batch as the network sees them, in the order that no layout changes."""
+    positions = batch_positions(data_step, config.data.batch_size, config.data.lane_count)[:count]
+    batch, mean_3SS = as_trained_on(train, config, positions, statistics), mean_pixels(config.data, statistics)
+    return shown_inputs(batch.inputs(torch.from_numpy(mean_3SS)).numpy(), mean_3SS)
 
 
 def _whole(engine: Engine, tensor: LogicalTensor, device: torch.device) -> Tensor:

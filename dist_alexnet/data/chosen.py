@@ -1,5 +1,7 @@
 """A few pictures of a set, read and decoded in this process, to be looked at: no loader, no worker, no device."""
 
+from collections.abc import Sized
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,10 +17,10 @@ from shards.order import Order
 from shards.reader import ShardReader
 
 
-def spread_over(index: ShardIndex, count: int) -> NDArray[np.int64]:
-    """Numbers of at most `count` samples, evenly over the whole set, which may lie in order of class."""
-    count = min(count, len(index))
-    return np.arange(count) * len(index) // max(1, count)
+def spread_over(whole: Sized, count: int) -> NDArray[np.int64]:
+    """Numbers of at most `count` members, evenly over the whole: a set may lie in order of class."""
+    count = min(count, len(whole))
+    return np.arange(count) * len(whole) // max(1, count)
 
 
 def as_trained_on(index: ShardIndex, config: Config, positions: NDArray[np.int64], statistics: Statistics) -> Batch:

@@ -12,10 +12,9 @@ from torch import Tensor
 from dist_alexnet.checkpoint.commit import Found
 from dist_alexnet.data.batch import Batch
 from dist_alexnet.evaluate import Evaluation, evaluate
-from dist_alexnet.judging.figures import LEAST
 from dist_alexnet.judging.labels import Matched
 from dist_alexnet.judging.probabilities import Answers
-from dist_alexnet.parallel.collectives import cross_entropy
+from dist_alexnet.parallel.collectives import LEAST_PROBABILITY, cross_entropy
 from dist_alexnet.parallel.mesh import Mesh
 from dist_alexnet.trained import Trained, averaged, classes_of, load_found
 from shards.index import ShardIndex
@@ -79,7 +78,7 @@ class _Asking:
             score_bC = ranked_bC = logits_rC
         else:  # fp32, so that an average is the same now and of files later
             score_bC = averaged(logits_rC, self.views).float() * (weight_b > 0)[:, None]
-            ranked_bC = score_bC.double().clamp_min(LEAST).log()
+            ranked_bC = score_bC.double().clamp_min(LEAST_PROBABILITY).log()
         loss_b, ahead_b = cross_entropy(ranked_bC, self.number_of[label_b], 0, self.mesh)
         real_b = position_b >= 0
         facts = (position_b[real_b], weight_b[real_b] > 0, score_bC[real_b])

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_alexnet.parallel.collectives import LEAST_PROBABILITY
+
 Z_95 = 1.959963984540054  # the normal distribution holds 95 % within so many deviations
-LEAST = 2.0**-149  # the smallest positive fp32: the loss takes a probability of 0 for this
 NEVER = 2**31  # more classes than stand before any
 PAIRS_AT_A_TIME = 4096
 
@@ -121,7 +122,7 @@ def mean_loss(probability_NC: NDArray[Any], bad_N: NDArray[np.bool_], truth: Tru
     right_N = np.zeros(len(bad_N))
     np.add.at(right_N, truth.image_P, probability_NC[truth.image_P, truth.class_P].astype(np.float64))
     counted = np.intersect1d(np.unique(truth.image_P), np.flatnonzero(~bad_N))
-    return float(-np.log(np.maximum(right_N[counted], LEAST)).sum() / max(1, len(counted)))
+    return float(-np.log(np.maximum(right_N[counted], LEAST_PROBABILITY)).sum() / max(1, len(counted)))
 
 
 def wilson(correct: int, images: int) -> tuple[float, float]:

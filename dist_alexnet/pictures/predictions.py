@@ -19,6 +19,11 @@ ACROSS = 4
 LIKELIEST = 5
 
 
+def class_name(names: Sequence[str] | None, number: int) -> str:
+    """Its name, or its number where no name is known."""
+    return f"class {number}" if names is None or number >= len(names) else names[number]
+
+
 def likeliest_classes(logits_BC: NDArray[np.float32], count: int = LIKELIEST) -> list[list[tuple[int, float]]]:
     """Of each image the most likely classes and their probabilities, falling; ties fall to the lower class.
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from dist_alexnet.data.chosen import as_evaluated, as_trained_on
-from dist_alexnet.data.statistics import mean_pixels
+from dist_alexnet.data.chosen import as_evaluated, spread_over
 from dist_alexnet.guard.divergence import DivergenceGuard
 from dist_alexnet.judging.figures import figures_of, one_right_class
-from dist_alexnet.pictures.batch import draw_batch, shown_inputs
+from dist_alexnet.pictures.batch import draw_batch
 from dist_alexnet.pictures.canvas import Pixels, data_url, jpeg, png
 from dist_alexnet.pictures.confusion import (
     MOST_CLASSES,
@@ -29,20 +27,16 @@ from dist_alexnet.pictures.confusion import (
 )
 from dist_alexnet.pictures.filters import draw_filters, filter_tiles, specialisation, words_of
 from dist_alexnet.pictures.neighbours import Neighbours, draw_neighbours, nearest
-from dist_alexnet.pictures.predictions import draw_predictions, likeliest_classes
+from dist_alexnet.pictures.predictions import class_name, draw_predictions, likeliest_classes
 from dist_alexnet.report.look import Looked
 from dist_alexnet.trained import Trained
+from dist_alexnet.training_pictures import first_of_batch
 from shards.index import ShardIndex
-from shards.order import batch_positions
 
 OF_A_BATCH, OF_EACH_KIND, ASKED = 24, 6, 5  # pictures: of a batch; right, and wrong; with neighbours
 MOST_ROWS = 50  # of the table of classes
 
 Part = Mapping[str, Any]
-
-
-def class_name(names: Sequence[str] | None, number: int) -> str:
-    return f"class {number}" if names is None or number >= len(names) else names[number]
 
 
 def filters_part(trained: Trained, folder: Path) -> Part:
@@ -66,10 +60,7 @@ def batch_part(trained: Trained, train: ShardIndex, folder: Path) -> Part:
     guard = DivergenceGuard(config.divergence)
     guard.restore(commit.state.get("divergence"))
     read = int(guard.data_steps(np.array([max(0, commit.step - 1)]), config.data.batch_size)[0])
-    positions = batch_positions(read, config.data.batch_size, config.data.lane_count)[:OF_A_BATCH]
-    batch = as_trained_on(train, config, positions, trained.statistics)
-    mean_3SS = mean_pixels(config.data, trained.statistics)
-    images = shown_inputs(batch.inputs(torch.from_numpy(mean_3SS)).numpy(), mean_3SS)
+    images = first_of_batch(train, config, trained.statistics, read, OF_A_BATCH)
     draw_batch(images, commit.step, folder / "report-batch.png")
     return {"step": commit.step, "urls": [data_url(jpeg(image)) for image in images]}
 
@@ -179,5 +170,4 @@ def _pictures(looked: Looked, trained: Trained, which: NDArray[np.int64]) -> lis
 
 def _spread(places_M: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Up to `count` of the places, evenly over all of them."""
-    count = min(count, len(places_M))
-    return places_M[np.arange(count) * len(places_M) // max(1, count)]
+    return places_M[spread_over(places_M, count)]
